@@ -1,0 +1,545 @@
+"""The synchronous core of a connection: what happens when bytes arrive, a timer is due, or somebody says so.
+
+Theory of operation. Everything that changes a connection's state is a plain function in this file that never suspends
+and never raises `Exception`: it records the outcome and wakes whoever waits. The transport, timers and `WebSocket` only
+call it. That is why the event loops behave alike, why no lock is needed, and why a cancellation cannot strike half-way.
+
+A connection goes through
+
+    open ──> closing ──> ended ──> gone
+
+It is *closing* from our Close until the peer's. It has *ended* once `close_info` is set: nothing more will be sent or
+read, but what arrived before may still be received. It is *gone* when the transport is closed. In between, both ends
+hang up in the order of RFC 6455 §7.1.1: the server closes first, so that it is the client that holds the TIME_WAIT.
+
+What the peer makes us remember is bounded: the inbox (`receive_buffer_size`, then reading pauses), one message being
+assembled (`max_size`), one chunk not yet decoded, and the latest Ping.
+"""
+
+import logging
+import os
+from collections import deque
+from typing import Literal
+
+from anyio import Event
+from anyio.abc import SocketAttribute
+
+from .exceptions import CloseInfo, ConnectionClosed, ConnectionClosedError, ConnectionClosedOK, EndOfMessages
+from .keepalive import Keepalive, Ping
+from .logs import describe, describe_close
+from .loops import Loop, Timer
+from .options import Options
+from .outbox import Outbox
+from .protocol import Close, Connection, Opcode, ProtocolError
+from .protocol.frames import MESSAGE_OVERHEAD, encode_header
+from .stats import Stats
+from .transports.base import Buffer, Transport
+
+LARGE = 16384
+"""Bytes of payload from which on a frame is sent as header and payload, and not copied into one block."""
+
+
+class Core:
+    """A connection's state.
+
+    Args:
+        transport: connected; nothing has been read since the opening handshake.
+        connection: the protocol's state, fresh.
+        loop: the owner's adapter.
+        options: of this connection.
+        is_client: which side we are.
+        logger: of that side.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        connection: Connection,
+        loop: Loop,
+        options: Options,
+        *,
+        is_client: bool,
+        logger: logging.Logger,
+    ) -> None:
+        self.transport = transport
+        self.connection = connection
+        self.loop = loop
+        self.options = options
+        self.is_client = is_client
+        self.logger = logger
+        self.debug = logger.isEnabledFor(logging.DEBUG)
+        self._id: str | None = None
+
+        # Receiving
+        self.inbox: deque[str | bytes] = deque()
+        self.unread = 0  # what the inbox counts against receive_buffer_size
+        self.paused = False  # the inbox is full
+        self.receiver: object | None = None  # the task that waits for a message
+        self.waits = 0  # how often a task began to
+        self.discarded = 0  # messages that our Close took from the inbox
+        self.last_received = self.last_message = loop.time()
+        self._scratch = loop.budget.scratch
+        self._lent = False  # the next bytes go straight into the message
+        self._eof = False
+
+        # Sending
+        self.outbox = Outbox(transport, loop, options.write_buffer_size)
+        self.last_moved = self.last_received  # when the transport last took something from the outbox
+
+        # Pings
+        self.pings: dict[bytes, Ping] = {}
+        self.latency: float | None = None
+        self._keepalive: Keepalive | None = None
+        self._idle: Timer | None = None
+
+        # Closing
+        self.closing = False  # nobody may send any more
+        self.close_info: CloseInfo | None = None
+        self._began: CloseInfo | None = None  # the ending that our aclose() began
+        self._deadline: Timer | None = None
+        self._hanging_up = False
+        self._shut = False  # our side of the transport is closed
+        self.ended_event: Event | None = None
+        self.gone_event: Event | None = None
+        self.closers = 0  # tasks that wait for it in aclose()
+
+        # Counters
+        self.messages_received = self.messages_sent = 0
+        self.bytes_received = self.bytes_sent = 0
+        self.pings_sent = self.pongs_sent = 0
+
+    @property
+    def id(self) -> str:
+        if self._id is None:
+            self._id = os.urandom(4).hex()
+        return self._id
+
+    @property
+    def ended(self) -> bool:
+        return self.close_info is not None
+
+    @property
+    def gone(self) -> bool:
+        return self.transport.closed
+
+    @property
+    def receiving_done(self) -> tuple[int, int]:
+        """Changes whenever a task receives: waits begun, and messages taken from the inbox."""
+        return self.waits, self.messages_received - len(self.inbox) - self.discarded
+
+    @property
+    def local_address(self) -> tuple[str, int] | str | None:
+        try:
+            address: tuple[str, int] | str = self.transport.attributes[SocketAttribute.local_address]()
+        except (KeyError, OSError):
+            return None
+        return address
+
+    @property
+    def stats(self) -> Stats:
+        connection = self.connection
+        received = connection.pings_received + connection.pongs_received + (connection.close_received is not None)
+        sent = self.pings_sent + self.pongs_sent + (connection.close_sent is not None)
+        return Stats(
+            messages_received=self.messages_received,
+            messages_sent=self.messages_sent,
+            frames_received=self.messages_received + connection.fragments_received + received,
+            frames_sent=self.messages_sent + sent,
+            bytes_received=self.bytes_received,
+            bytes_sent=self.bytes_sent,
+            pings_received=connection.pings_received,
+            pings_sent=self.pings_sent,
+            pongs_received=connection.pongs_received,
+            pongs_sent=self.pongs_sent,
+            last_received=self.last_received,
+        )
+
+    def start(self, trailing_data: bytes) -> None:
+        """Begin, with the bytes that came behind the opening handshake."""
+        options = self.options
+        self.transport.receiver = self
+        if options.ping_interval is not None:
+            self._keepalive = Keepalive(self, self.loop, options.ping_interval, options.ping_timeout)
+        if options.idle_timeout is not None:
+            self._idle = self.loop.call_at(self.last_message + options.idle_timeout, self._idle_due)
+        if trailing_data:
+            self.bytes_received += len(trailing_data)
+            self._take(self.connection.feed(trailing_data, options.receive_buffer_size))
+        if not self.paused and not self.gone:
+            self.transport.start()
+
+    # The transport's receiver
+
+    def get_buffer(self) -> memoryview:
+        buffer = self.connection.get_buffer()
+        if buffer is None:
+            self._lent = False
+            return self._scratch
+        self._lent = True
+        return buffer
+
+    def received(self, count: int) -> None:
+        self.last_received = self.loop.time()
+        self.bytes_received += count
+        room = self.options.receive_buffer_size - self.unread
+        if self._lent:
+            self._take(self.connection.filled(count, room))
+        else:
+            self._take(self.connection.feed(self._scratch[:count], room))
+
+    def eof(self) -> None:
+        self._eof = True
+        if not self.ended:
+            self.fail(EOFError("the peer ended the connection without a Close frame"))
+        elif not self.outbox.size:
+            self._go()
+
+    def writable(self) -> None:
+        self.last_moved = self.loop.time()
+        self.outbox.writable()
+        if not self.outbox.size:
+            self._written()
+
+    def fail(self, exc: Exception, initiator: Literal["local", "peer"] = "peer") -> None:
+        """The connection broke, or is given up: nothing more moves in either direction."""
+        if not self.ended:
+            began, error = self._began, self.connection.error
+            if began is not None:
+                self._end(CloseInfo(began.code, began.reason, "local", clean=False, cause=exc))
+            elif error is not None:  # found earlier; its Close was waiting for the messages before it
+                self._end(CloseInfo(error.close_code, str(error), "local", clean=False, cause=error))
+            else:
+                self._end(CloseInfo(1006, "", initiator, clean=False, cause=exc))
+        self._go(abort=True)
+
+    # Receiving
+
+    def _take(self, messages: list[str | bytes]) -> None:
+        """File what one chunk brought."""
+        connection = self.connection
+        if messages:
+            self.messages_received += len(messages)
+            self.last_message = self.last_received
+            if len(messages) == 1:
+                self.unread += len(messages[0]) + MESSAGE_OVERHEAD
+            else:
+                self.unread += sum(map(len, messages)) + MESSAGE_OVERHEAD * len(messages)
+            self.inbox += messages
+            if self.debug:
+                for message in messages:
+                    self._log("< %s", describe(Opcode.TEXT if isinstance(message, str) else Opcode.BINARY, message))
+        if connection.news:
+            connection.news = False
+            self._news()
+        if self.unread >= self.options.receive_buffer_size or connection.pending:
+            self._pause()
+        if self.receiver is not None and (messages or self.ended):
+            self.transport.wake()
+
+    def _news(self) -> None:
+        """A control frame came, or a violation was found."""
+        connection = self.connection
+        if connection.pongs:
+            for payload in connection.pongs:
+                self._pong(payload)
+            connection.pongs.clear()
+        if connection.ping is not None:
+            if self.debug:
+                self._log("< %s", describe(Opcode.PING, connection.ping))
+            self._answer()
+        if connection.close_received is not None:
+            self._peer_closed()
+        elif connection.error is not None:
+            self._peer_erred(connection.error)
+
+    def _pause(self) -> None:
+        if not self.paused and not self._hanging_up:
+            self.paused = True
+            self.transport.pause()
+
+    def make_room(self) -> None:
+        """Messages were taken from a full inbox: go on when half of it is free, first with what is here undecoded."""
+        room = self.options.receive_buffer_size - self.unread
+        if room < self.unread or self.connection.error is not None:
+            return
+        self.paused = False
+        self._take(self.connection.feed(b"", room))
+        if not self.paused:
+            self.transport.resume()
+
+    # Sending
+
+    def commit(self, opcode: int, payload: str | Buffer) -> None:
+        """Take a message for sending; it is its sender's turn."""
+        self.messages_sent += 1
+        if self.debug:
+            self._log("> %s", describe(opcode, payload))
+        if not isinstance(payload, str) and len(payload) >= LARGE and not self.is_client:
+            header = encode_header(opcode, len(payload))
+            self.bytes_sent += len(header) + len(payload)
+            self.outbox.write_parts(header, payload)
+            return
+        frame = self.connection.encode(opcode, payload)
+        self.bytes_sent += len(frame)
+        if self.inbox:
+            self.outbox.join(frame)  # more messages wait to be received: their replies can leave together
+        else:
+            self.outbox.write(frame)
+
+    def commit_many(self, items: list[tuple[int, str | Buffer]]) -> None:
+        """The same for messages that go out in one write."""
+        self.messages_sent += len(items)
+        if self.debug:
+            for opcode, payload in items:
+                self._log("> %s", describe(opcode, payload))
+        encode = self.connection.encode
+        frames = b"".join([encode(opcode, payload) for opcode, payload in items])
+        self.bytes_sent += len(frames)
+        self.outbox.write(frames)
+
+    def _control(self, frame: bytes) -> None:
+        """Send a control frame, before all senders that wait for their turn."""
+        self.bytes_sent += len(frame)
+        self.outbox.write(frame)
+
+    def _written(self) -> None:
+        """The outbox is empty."""
+        if self.connection.ping is not None:
+            self._answer()
+        if any(ping.sent is None for ping in self.pings.values()):
+            now = self.loop.time()
+            for ping in self.pings.values():
+                ping.sent = now if ping.sent is None else ping.sent
+        if self._hanging_up:
+            self._hang_up()
+
+    # Pings
+
+    def _answer(self) -> None:
+        """Answer the latest Ping; while frames wait for the transport it waits too, and a later one replaces it."""
+        if not self.outbox.blocked:
+            frame = self.connection.answer()
+            if frame:
+                self.pongs_sent += 1
+                if self.debug:
+                    self._log("> PONG")
+                self._control(frame)
+
+    def ping(self, payload: bytes, done: Event | None = None) -> Ping:
+        """Send a Ping."""
+        ping = self.pings[payload] = Ping(done)
+        self.pings_sent += 1
+        if self.debug:
+            self._log("> %s", describe(Opcode.PING, payload))
+        self._control(self.connection.encode(Opcode.PING, payload))
+        if not self.outbox.size:
+            ping.sent = self.loop.time()
+        return ping
+
+    def _pong(self, payload: bytes) -> None:
+        if self.debug:
+            self._log("< %s", describe(Opcode.PONG, payload))
+        if payload not in self.pings:
+            return  # "A Pong frame MAY be sent unsolicited." (RFC 6455 §5.5.3)
+        now = self.loop.time()
+        for earlier in list(self.pings):
+            # It answers the ones before it too: a peer may answer only the latest Ping (§5.5.3).
+            ping = self.pings.pop(earlier)
+            ping.answered = now
+            if ping.done is not None:
+                ping.done.set()
+            if earlier == payload:
+                self.latency = now - (ping.sent or now)
+                return
+
+    def probe(self) -> Ping:
+        return self.ping(os.urandom(4))
+
+    def poll(self) -> None:
+        self.transport.poll()
+
+    def stalled(self, seconds: float) -> None:
+        self.logger.warning("the event loop was blocked for %.1f s; keepalive starts afresh", seconds)
+
+    def _idle_due(self) -> None:
+        assert self.options.idle_timeout is not None
+        now = self.loop.time()
+        self.poll()
+        if self.closing:
+            return
+        busy = self.paused or bool(self.inbox)  # messages are here; it is we who do not take them
+        due = (now if busy else self.last_message) + self.options.idle_timeout
+        if due > now:
+            self._idle = self.loop.call_at(due, self._idle_due)
+        else:
+            cause = TimeoutError(f"no message from the peer for {self.options.idle_timeout:g} s (idle_timeout)")
+            self.refuse(1001, cause)
+
+    # Closing
+
+    def close(self, code: int, reason: str) -> None:
+        """Begin the closing handshake, unless it has begun. The inbox is discarded."""
+        if self.closing:
+            return
+        error = self.connection.error
+        if error is not None:
+            self.refuse(error.close_code, error)
+            return
+        frame = self.connection.send_close(code, reason)
+        sent = self._log_close_sent()
+        self._began = CloseInfo(sent.code, sent.reason, "local")
+        self.closing = True
+        self._control(frame)
+        self.outbox.close()
+        self.discarded += len(self.inbox)
+        self.inbox.clear()
+        self.unread = 0
+        if self.gone:
+            return  # it broke in this very call
+        if self.options.close_timeout is not None:
+            self._set_deadline(self.options.close_timeout)
+        if self.paused:
+            self.make_room()
+        self.transport.watch()
+
+    def refuse(self, code: int, cause: Exception) -> None:
+        """Fail the connection, RFC 6455 §7.1.7: say why, then hang up."""
+        if self.ended:
+            return
+        if self._began is not None:
+            code, reason = self._began.code, self._began.reason
+        else:
+            frame = self.connection.send_close(code, str(cause))
+            reason = self._log_close_sent().reason
+            self._control(frame)
+            if self.gone:
+                return  # it broke in this very call
+        self._end(CloseInfo(code, reason, "local", clean=False, cause=cause))
+        self._set_deadline(self.options.ending_bound)
+        self._hang_up()
+
+    def abort(self) -> None:
+        """Close the transport at once."""
+        if not self.gone:
+            self.fail(ConnectionAbortedError("the connection was aborted here"), "local")
+
+    def exception(self, receiving: bool = False) -> ConnectionClosed:
+        """The exception that says why the connection has ended, or is closing."""
+        info = self.close_info or self._began
+        assert info is not None
+        if self._began is None and not (info.initiator == "peer" and info.code in (1000, 1001, 1005)):
+            return ConnectionClosedError(info)
+        return EndOfMessages(info) if receiving else ConnectionClosedOK(info)
+
+    def is_own(self, info: CloseInfo) -> bool:
+        """Whether an exception with this close_info came from this connection."""
+        return info is self.close_info or info is self._began
+
+    def _peer_closed(self) -> None:
+        received, sent = self.connection.close_received, self.connection.close_sent
+        assert received is not None
+        if self.debug:
+            self._log("< %s", describe_close(received))
+        if self.ended:
+            return
+        if sent is not None:
+            self._end(CloseInfo(sent.code, sent.reason, "local", clean=True))
+        else:
+            self.closing = True
+            frame = self.connection.answer()
+            self._log_close_sent()
+            self._control(frame)
+            if self.gone:
+                return  # it broke in this very call
+            self._end(CloseInfo(received.code, received.reason, "peer", clean=True))
+            if self.options.close_timeout is not None:
+                self._set_deadline(self.options.close_timeout)
+        self._hang_up()
+
+    def _peer_erred(self, error: ProtocolError) -> None:
+        """An event in order: what was received before it is delivered, and answered, before the connection fails."""
+        if self.ended:
+            return
+        if self.inbox:
+            self._pause()
+            self._set_deadline(self.options.ending_bound)
+        else:
+            self.refuse(error.close_code, error)
+
+    def _end(self, info: CloseInfo) -> None:
+        self.close_info = info
+        self.closing = True
+        self.outbox.close()
+        if self._keepalive is not None:
+            self._keepalive.stop()
+        if self._idle is not None:
+            self._idle.cancel()
+        for ping in self.pings.values():
+            if ping.done is not None:
+                ping.done.set()
+        if self.ended_event is not None:
+            self.ended_event.set()
+        if self.receiver is not None:
+            self.transport.wake()
+        self.logger.info("connection ended: %s", info, extra={"connection_id": self.id})
+
+    def _hang_up(self) -> None:
+        """Close the transport in good order: after what is committed, and the server first.
+
+        Closing a socket with unread data would send a reset, which destroys our Close on its way. So the server ends
+        its side, reads and discards until the client has ended too, and then closes. A client that fails the connection
+        does the same; else it waits for the server.
+        """
+        self._hanging_up = True
+        if self.paused:
+            self.paused = False
+            self.transport.resume()
+        if not self.outbox.size and not self.gone:
+            if self._eof:
+                self._go()
+                return
+            if not self._shut and (not self.is_client or not (self.close_info and self.close_info.clean)):
+                self._shut = True
+                self.transport.shutdown()
+        if not self.gone:
+            self.transport.watch()
+
+    def _go(self, abort: bool = False) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self.outbox.clear()
+        if abort:
+            self.transport.abort()
+        else:
+            self.transport.close()
+        if self.gone_event is not None:
+            self.gone_event.set()
+
+    def _set_deadline(self, seconds: float) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self.loop.call_at(self.loop.time() + seconds, self._deadline_due)
+
+    def _deadline_due(self) -> None:
+        error = self.connection.error
+        if not self.ended and error is not None and self._began is None:
+            self.refuse(error.close_code, error)  # nobody has received what came before it
+        else:
+            self.fail(TimeoutError("the peer did not finish the closing handshake in time (close_timeout)"))
+
+    def limit_closing(self, seconds: float) -> None:
+        """Bring the deadline of the ending forward."""
+        if self._deadline is None or self._deadline.when > self.loop.time() + seconds:
+            self._set_deadline(seconds)
+
+    # Logging
+
+    def _log(self, message: str, *args: object) -> None:
+        self.logger.debug(message, *args, extra={"connection_id": self.id})
+
+    def _log_close_sent(self) -> Close:
+        close = self.connection.close_sent
+        assert close is not None
+        if self.debug:
+            self._log("> %s", describe_close(close))
+        return close

@@ -1,0 +1,131 @@
+"""Keepalive: is the peer still there?
+
+Theory of operation. Any byte received is a sign of life. A peer that has been silent for `ping_interval` gets a Ping;
+if it stays silent for `ping_timeout` after that was written, the connection has failed. The clock does not run
+
+- while we ourselves have paused reading, because the application does not keep up: the peer's answer may be waiting in
+  the kernel. TCP's own keepalive and the socket's error state stand in;
+- while the Ping waits behind other frames and these move: then the peer is reading. If nothing moves, it runs;
+- while the event loop was blocked: a timer that comes too late warns, and probes afresh before it judges.
+
+There is no task: the owner's heap of timers serves all its connections, and receiving only records a time.
+"""
+
+from typing import Protocol
+
+from anyio import Event
+
+from .loops import Loop
+
+
+class Ping:
+    """A Ping in flight.
+
+    Attributes:
+        sent: when it was written, on the loop's clock; None while it waits in the outbox.
+        answered: when a Pong said so; None before.
+        done: set when it was answered or the connection has ended; None if nobody waits.
+    """
+
+    __slots__ = ("answered", "done", "sent")
+
+    def __init__(self, done: Event | None = None) -> None:
+        self.sent: float | None = None
+        self.answered: float | None = None
+        self.done = done
+
+
+class Kept(Protocol):
+    """What keepalive needs of a connection."""
+
+    paused: bool
+    last_received: float
+    last_moved: float
+
+    @property
+    def ended(self) -> bool:
+        """`close_info` is set."""
+        ...
+
+    def probe(self) -> Ping:
+        """Send a Ping."""
+        ...
+
+    def poll(self) -> None:
+        """Read once without waiting."""
+        ...
+
+    def fail(self, exc: Exception) -> None: ...
+
+    def stalled(self, seconds: float) -> None:
+        """Warn that the event loop was blocked."""
+        ...
+
+
+class Keepalive:
+    """The timer of one connection.
+
+    Args:
+        connection: the one to watch.
+        loop: its owner's adapter.
+        interval: `ping_interval`, seconds.
+        timeout: `ping_timeout`, seconds, or None to send pings and never judge.
+    """
+
+    __slots__ = ("_connection", "_interval", "_loop", "_ping", "_probed", "_timeout", "_timer")
+
+    def __init__(self, connection: Kept, loop: Loop, interval: float, timeout: float | None) -> None:
+        self._connection = connection
+        self._loop = loop
+        self._interval = interval
+        self._timeout = timeout
+        self._ping: Ping | None = None  # the probe in flight
+        self._probed = 0.0  # when it was begun
+        self._timer = loop.call_at(loop.time() + interval, self._due)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _arm(self, when: float) -> None:
+        self._timer = self._loop.call_at(when, self._due)
+
+    def _due(self) -> None:
+        connection = self._connection
+        now = self._loop.time()
+        late = now - self._timer.when
+        if late > max(1.0, (self._timeout or 0) / 4):
+            self._loop.note_stall(self._timer.when, now, connection.stalled)
+            self._probe(now)
+        elif connection.paused:
+            self._ping = None
+            connection.poll()  # finds only errors while paused
+            if not connection.ended:
+                self._arm(now + self._interval)
+        elif self._ping is None:
+            silent = now - connection.last_received
+            if silent < self._interval:
+                self._arm(connection.last_received + self._interval)
+            else:
+                self._probe(now)
+        else:
+            self._judge(now, self._ping)
+
+    def _probe(self, now: float) -> None:
+        self._ping = self._connection.probe()
+        self._probed = now
+        self._arm(now + (self._interval if self._timeout is None else self._timeout))
+
+    def _judge(self, now: float, ping: Ping) -> None:
+        connection = self._connection
+        connection.poll()  # after a busy tick the Pong may still be in the kernel
+        if connection.ended:
+            return
+        if connection.last_received > self._probed or self._timeout is None:
+            self._ping = None
+            self._arm(max(connection.last_received + self._interval, now))
+            return
+        since = connection.last_moved if ping.sent is None else ping.sent
+        if now < (deadline := max(since, self._probed) + self._timeout):
+            self._arm(deadline)
+            return
+        connection.fail(TimeoutError(f"the peer was silent for {self._timeout:g} s after a ping (ping_timeout)"))

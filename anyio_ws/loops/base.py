@@ -1,0 +1,210 @@
+"""What the library needs from an event loop.
+
+Theory of operation. An *owner* (a server, a connect(), an accept(), a connected_pair()) opens one `Loop`, which is
+shared by all its connections. It gives them a clock, one heap of timers, callbacks at the end of the tick, `Waiter`s
+to park a task on, and a `Readiness` for each socket. Everything but the methods declared `async` is synchronous and
+never suspends, so connections need no locks.
+
+The fairness `Budget` belongs to the event loop itself, not to an owner and not to a connection: only what all calls on
+the loop spend together says how long other tasks have been waiting.
+"""
+
+import heapq
+import math
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from time import perf_counter
+from typing import Any, Protocol
+
+SCRATCH_SIZE = 65536
+"""Bytes read from a socket at once. Larger blocks make glibc map and unmap memory for each read."""
+
+BUDGET_CALLS = 64
+"""Calls in a row that may complete without yielding; a checkpoint for each would be most of its cost."""
+
+BUDGET_SECONDS = 0.001
+"""Seconds of such calls, for calls (or handlers) that are slow."""
+
+
+class Spawn(Protocol):
+    """Starts a background task."""
+
+    def __call__(self, function: Callable[..., Awaitable[object]], *args: Any) -> None: ...
+
+
+class Budget:
+    """How many calls may still complete before one must yield, for all connections of an event loop.
+
+    `send`, `receive` and `ping` do, inline because it is the hottest path:
+
+        budget.calls -= 1
+        if not budget.calls & 7 and budget.exhausted(): ...
+    """
+
+    __slots__ = ("calls", "scratch", "since")
+
+    def __init__(self) -> None:
+        self.scratch = memoryview(bytearray(SCRATCH_SIZE))  # every socket of the loop reads into it
+        self.renew()
+
+    def renew(self) -> None:
+        """A task that called us was really suspended: the others had their turn."""
+        self.calls = BUDGET_CALLS
+        self.since = perf_counter()
+
+    def exhausted(self) -> bool:
+        return self.calls <= 0 or perf_counter() - self.since > BUDGET_SECONDS
+
+
+class Waiter(ABC):
+    """One task waits, anyone wakes it. A wake-up without a waiting task is forgotten."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    async def wait(self) -> None: ...
+
+    @abstractmethod
+    def wake(self) -> None: ...
+
+
+class Readiness(ABC):
+    """Who waits for a socket. At any time at most one party waits for it to become readable.
+
+    It calls `readable() -> bool`, which makes one attempt to read and returns False if it would have blocked, and
+    `writable()`, after `want_write()`, until `write_done()`.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def start(self) -> None:
+        """Read from now on."""
+
+    @abstractmethod
+    def pause(self) -> None: ...
+
+    @abstractmethod
+    def resume(self) -> None: ...
+
+    @abstractmethod
+    async def wait(self) -> None:
+        """Wait until something was read, or `wake()`."""
+
+    @abstractmethod
+    def wake(self) -> None: ...
+
+    @abstractmethod
+    def watch(self) -> None:
+        """Make sure that the socket is being read from now on, whether or not a task is in `wait()`."""
+
+    @abstractmethod
+    def want_write(self) -> None: ...
+
+    @abstractmethod
+    def write_done(self) -> None: ...
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop everything; the socket is closed right after."""
+
+
+class Timer:
+    """A callback that is due at a time; `cancel()` is idempotent."""
+
+    __slots__ = ("callback", "when")
+
+    def __init__(self, when: float, callback: Callable[[], None]) -> None:
+        self.when = when
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+    def __lt__(self, other: "Timer") -> bool:
+        return self.when < other.when
+
+
+class Loop(ABC):
+    """An owner's adapter to the running event loop."""
+
+    def __init__(self, budget: Budget, spawn: Spawn) -> None:
+        self.budget = budget
+        self.spawn = spawn
+        self._timers: list[Timer] = []
+        self._soon: list[Callable[[], None]] = []
+        self._stall_ended = -math.inf
+
+    @abstractmethod
+    def time(self) -> float:
+        """The loop's clock in seconds; virtual in tests."""
+
+    @abstractmethod
+    def waiter(self) -> Waiter: ...
+
+    @abstractmethod
+    def readiness(
+        self, sock: socket.socket, readable: Callable[[], bool], writable: Callable[[], None]
+    ) -> Readiness: ...
+
+    @abstractmethod
+    def current_task(self) -> object: ...
+
+    @abstractmethod
+    def task_name(self, task: Any) -> str: ...
+
+    @abstractmethod
+    def may_be_cancelled(self) -> int:
+        """Zero if `checkpoint_if_cancelled` surely would do nothing. It is called once per message."""
+
+    @abstractmethod
+    async def checkpoint_if_cancelled(self) -> None: ...
+
+    @abstractmethod
+    async def checkpoint(self) -> None: ...
+
+    @abstractmethod
+    def close(self) -> None:
+        """Forget all timers and callbacks; the owner is leaving."""
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Call back at the end of this tick, before a task that slept is woken."""
+        self._soon.append(callback)
+        if len(self._soon) == 1:
+            self._arm_soon()
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
+        """Call back at a time of `time()`."""
+        timer = Timer(when, callback)
+        heapq.heappush(self._timers, timer)
+        if self._timers[0] is timer:
+            self._arm_timer(when)
+        return timer
+
+    def note_stall(self, due: float, now: float, warn: Callable[[float], None]) -> None:
+        """A timer that was due came only now: the event loop was blocked. Warns once for all timers of one stall."""
+        if due > self._stall_ended:
+            self._stall_ended = now
+            warn(now - due)
+
+    @abstractmethod
+    def _arm_soon(self) -> None: ...
+
+    @abstractmethod
+    def _arm_timer(self, when: float) -> None: ...
+
+    def _run_soon(self) -> None:
+        callbacks, self._soon = self._soon, []
+        for callback in callbacks:
+            callback()
+
+    def _run_timers(self) -> float | None:
+        """Run what is due; return when the next timer is, None if there is none."""
+        timers = self._timers
+        now = self.time()
+        while timers and (timers[0].when <= now or timers[0].callback is None):
+            callback = heapq.heappop(timers).callback
+            if callback is not None:
+                callback()
+        return timers[0].when if timers else None

@@ -1,0 +1,257 @@
+"""trio.
+
+Theory of operation. A task inside `receive()` waits for its socket itself, which is a third cheaper than being handed
+what another task has read. When no task does, somebody else must read, so that pings are answered and a Close or a
+reset is noticed: a *watcher*, a task of its own. At most one of the two waits for the socket at any time.
+
+To start a watcher whenever a receiver leaves would cost more than the reading. Instead the leaving receiver *flags*
+its connection, and one *caretaker* task per owner, 20 ms later, starts a watcher for each flagged connection that
+still has no reader. The invariant, everywhere outside this module: a connection has a reader, or is flagged, or is not
+to be read (paused, closed). `TrioReadiness._left` restores it and is called wherever a reader ends.
+
+The caretaker also runs the timers and the end-of-tick callbacks. It parks without a deadline when nothing is due, so
+that a clock with autojump can settle.
+"""
+
+import math
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import trio
+from trio.lowlevel import (
+    Abort,
+    Task,
+    checkpoint,
+    checkpoint_if_cancelled,
+    current_task,
+    notify_closing,
+    reschedule,
+    wait_readable,
+    wait_task_rescheduled,
+    wait_writable,
+)
+
+from .base import Budget, Loop, Readiness, Spawn, Waiter
+
+WATCH_DELAY = 0.02
+"""Seconds without a reader before a watcher starts: handlers that are only busy for a moment do not need one."""
+
+
+class TrioWaiter(Waiter):
+    __slots__ = ("_budget", "_task")
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._task: Task | None = None
+
+    async def wait(self) -> None:
+        self._task = current_task()
+        await wait_task_rescheduled(self._abort)
+        self._budget.renew()
+
+    def _abort(self, raise_cancel: Any) -> Abort:
+        self._task = None
+        return Abort.SUCCEEDED
+
+    def wake(self) -> None:
+        if self._task is not None:
+            task, self._task = self._task, None
+            reschedule(task)
+
+
+class TrioLoop(Loop):
+    def __init__(self, budget: Budget, spawn: Spawn) -> None:
+        super().__init__(budget, spawn)
+        self._flagged: list[TrioReadiness] = []
+        self._flags_due = math.inf
+        self._timers_due = math.inf
+        self._alarm = trio.CancelScope()  # its deadline ends the caretaker's sleep
+        self._parking = TrioWaiter(budget)
+        spawn(self._caretake)
+
+    def time(self) -> float:
+        return trio.current_time()
+
+    def waiter(self) -> TrioWaiter:
+        return TrioWaiter(self.budget)
+
+    def readiness(
+        self, sock: socket.socket, readable: Callable[[], bool], writable: Callable[[], None]
+    ) -> "TrioReadiness":
+        return TrioReadiness(self, sock, readable, writable)
+
+    def current_task(self) -> Task:
+        return current_task()
+
+    def task_name(self, task: Task) -> str:
+        return task.name
+
+    def may_be_cancelled(self) -> int:
+        return 1
+
+    checkpoint_if_cancelled = staticmethod(checkpoint_if_cancelled)
+    checkpoint = staticmethod(checkpoint)
+
+    def close(self) -> None:
+        self._timers.clear()
+        self._soon.clear()
+        self._flagged.clear()
+
+    def flag(self, readiness: "TrioReadiness") -> None:
+        if not self._flagged:
+            self._flags_due = self.time() + WATCH_DELAY
+            self._alarm.deadline = min(self._flags_due, self._timers_due)
+        self._flagged.append(readiness)
+
+    def _arm_soon(self) -> None:
+        self._parking.wake()
+
+    def _arm_timer(self, when: float) -> None:
+        self._timers_due = when
+        self._alarm.deadline = min(self._flags_due, when)
+
+    async def _caretake(self) -> None:
+        while True:
+            with trio.CancelScope(deadline=min(self._flags_due, self._timers_due)) as self._alarm:
+                while True:
+                    if self._soon:
+                        await checkpoint()
+                    else:
+                        await self._parking.wait()
+                    self._run_soon()
+            self._ring()
+
+    def _ring(self) -> None:
+        """The alarm went off: timers, and connections that nobody reads."""
+        if self._timers_due <= self.time():
+            following = self._run_timers()
+            self._timers_due = math.inf if following is None else following
+        if self._flags_due <= self.time():
+            flagged, self._flagged, self._flags_due = self._flagged, [], math.inf
+            for readiness in flagged:
+                readiness.start_watcher()
+
+
+class TrioReadiness(Readiness):
+    __slots__ = (
+        "_flagged",
+        "_loop",
+        "_readable",
+        "_reader",
+        "_reading",
+        "_receiver",
+        "_sock",
+        "_waiting",
+        "_wanted",
+        "_writable",
+        "_writer",
+        "_writing",
+    )
+
+    def __init__(
+        self, loop: TrioLoop, sock: socket.socket, readable: Callable[[], bool], writable: Callable[[], None]
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._readable = readable
+        self._writable = writable
+        self._receiver = TrioWaiter(loop.budget)  # a receiver that waits for the watcher to hand over
+        self._wanted = 0  # tasks that are parked there
+        self._reading = False  # not before start(), not while paused, not after close()
+        self._reader = False  # a receiver or a watcher waits for the socket, or a watcher is about to
+        self._waiting = False  # the receiver does
+        self._flagged = False
+        self._writing = False
+        self._writer = False  # its task is there; it may still be on its way out when it is wanted again
+
+    def start(self) -> None:
+        self.resume()
+
+    def pause(self) -> None:
+        self._reading = False
+
+    def resume(self) -> None:
+        self._reading = True
+        self._left()
+
+    def close(self) -> None:
+        self._reading = self._writing = False
+        notify_closing(self._sock)
+        self._receiver.wake()
+
+    async def wait(self) -> None:
+        if self._reader or not self._reading:
+            self._wanted += 1
+            try:
+                await self._receiver.wait()
+            finally:
+                self._wanted -= 1
+        elif not self._readable():
+            self._reader = self._waiting = True
+            try:
+                await wait_readable(self._sock)
+            except trio.ClosedResourceError:
+                return  # wake() or close() was called meanwhile
+            finally:
+                self._reader = self._waiting = False
+                self._left()
+            self._loop.budget.renew()
+            if self._reading:
+                self._readable()
+
+    def wake(self) -> None:
+        if self._waiting:
+            notify_closing(self._sock)  # makes wait_readable return; a writer that it disturbs waits again
+        else:
+            self._receiver.wake()
+
+    def watch(self) -> None:
+        if self._reading and not self._reader:
+            self._reader = True
+            self._loop.spawn(self._watch)
+
+    def start_watcher(self) -> None:
+        self._flagged = False
+        self.watch()
+
+    def _left(self) -> None:
+        if self._reading and not self._flagged and not self._reader:
+            self._flagged = True
+            self._loop.flag(self)
+
+    async def _watch(self) -> None:
+        try:
+            while self._reading:
+                await wait_readable(self._sock)
+                if self._reading:
+                    self._readable()
+                if self._wanted:
+                    break  # a receiver is back: it reads from now on
+        except trio.ClosedResourceError:
+            pass  # close() was called meanwhile
+        finally:
+            self._reader = False
+            self._left()
+            self._receiver.wake()
+
+    def want_write(self) -> None:
+        self._writing = True
+        if not self._writer:
+            self._writer = True
+            self._loop.spawn(self._write)
+
+    def write_done(self) -> None:
+        self._writing = False
+
+    async def _write(self) -> None:
+        try:
+            while self._writing:
+                try:
+                    await wait_writable(self._sock)
+                except trio.ClosedResourceError:
+                    continue  # close() or wake() was called meanwhile
+                if self._writing:
+                    self._writable()
+        finally:
+            self._writer = False

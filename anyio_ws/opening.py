@@ -1,0 +1,188 @@
+"""What connect(), accept() and the server share: the bytes of an opening handshake, and the block of a connection."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from types import TracebackType
+from typing import Generic, TypeVar
+
+from anyio import CancelScope, current_time, get_cancelled_exc_class
+
+from .core import Core
+from .loops import Loop, open_loop
+from .options import Options
+from .tasks import Tasks
+from .transports.base import Transport
+from .websocket import WebSocket
+
+T = TypeVar("T")
+
+MAX_EARLY = 65536
+"""Bytes taken behind a complete handshake before the connection is open: a peer may not wait for the answer."""
+
+
+class Opening(Generic[T]):
+    """The transport's receiver during the opening handshake.
+
+    Args:
+        transport: connected; it is started by the first `receive`.
+        loop: the owner's adapter.
+        feed: takes bytes, `b""` for EOF, and returns what was awaited once it is complete.
+    """
+
+    def __init__(self, transport: Transport, loop: Loop, feed: Callable[[bytes], T | None]) -> None:
+        transport.receiver = self
+        self._transport = transport
+        self._feed = feed
+        self._scratch = loop.budget.scratch
+        self._result: T | None = None
+        self._error: Exception | None = None
+        self._discarding = False
+        self._eof = False
+        self._unsent = memoryview(b"")
+        self.early = bytearray()  # what came behind the handshake, in later reads
+
+    async def receive(self) -> T:
+        """Wait for what was awaited.
+
+        Raises:
+            InvalidHandshake: it is not what may come.
+            OSError, ssl.SSLError: the transport failed.
+        """
+        self._transport.start()
+        while self._result is None:
+            if self._error is not None:
+                raise self._error
+            await self._transport.wait()
+        return self._result
+
+    async def send(self, data: bytes) -> None:
+        """Send bytes, and wait until the transport has taken them.
+
+        Raises:
+            OSError, ssl.SSLError: the transport failed.
+        """
+        self._unsent = memoryview(data)
+        self.writable()
+        while self._unsent and self._error is None:
+            await self._transport.wait()
+        if self._error is not None:
+            raise self._error
+
+    async def hang_up(self, seconds: float) -> None:
+        """End our side; give the peer some time to read the answer and to end too. Then close."""
+        self._discarding = True
+        self._transport.shutdown()
+        with CancelScope(deadline=current_time() + seconds):
+            while not self._eof and self._error is None:
+                await self._transport.wait()
+        self._transport.close()
+
+    def get_buffer(self) -> memoryview:
+        return self._scratch
+
+    def received(self, count: int) -> None:
+        if self._discarding:
+            return
+        data = bytes(self._scratch[:count])
+        if self._result is None:
+            self._try(data)
+        else:
+            self.early += data
+            if len(self.early) >= MAX_EARLY:
+                self._transport.pause()
+
+    def eof(self) -> None:
+        self._eof = True
+        if self._result is None and not self._discarding:
+            self._try(b"")
+        self._transport.wake()
+
+    def _try(self, data: bytes) -> None:
+        try:
+            self._result = self._feed(data)
+        except Exception as exc:
+            self._error = exc
+        if self._result is not None or self._error is not None:
+            self._transport.wake()
+
+    def writable(self) -> None:
+        if self._unsent:
+            self._unsent = self._unsent[self._transport.write((self._unsent,)) :]
+            if not self._unsent:
+                self._transport.wake()
+
+    def fail(self, exc: Exception) -> None:
+        self._error = self._error or exc
+        self._transport.wake()
+
+    def hand_over(self, core: Core, trailing_data: bytes) -> None:
+        """The handshake is done: the transport goes on to the connection."""
+        core.start(trailing_data + self.early)
+        if self._error is not None:
+            core.fail(self._error)
+        elif self._eof and not core.ended:
+            core.eof()
+
+
+class Block(ABC):
+    """`async with`: opens a connection, and closes it with the code that says how the block ended.
+
+    1000 on a normal exit, 1001 on cancellation, 1011 on an exception; the latter two are shielded, for at most
+    `Options.ending_bound` seconds. Leaving raises what the block raised, the same object; never that the connection
+    failed.
+    """
+
+    _options: Options
+
+    def __init__(self) -> None:
+        self._tasks: Tasks | None = None
+
+    @abstractmethod
+    async def _open(self, loop: Loop) -> WebSocket:
+        """Open the connection, or raise and leave nothing open."""
+
+    async def __aenter__(self) -> WebSocket:
+        if self._tasks is not None:
+            raise RuntimeError(f"{type(self).__name__}() is for one `async with` only; make a new one")
+        self._tasks = await Tasks().__aenter__()
+        self._loop = open_loop(self._tasks.start_service)
+        self._task = self._loop.current_task()
+        try:
+            self._websocket = await self._open(self._loop)
+        except BaseException as exc:
+            await self._leave(exc)
+            raise
+        return self._websocket
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        if self._loop.current_task() is not self._task:
+            raise RuntimeError(f"the block of {type(self).__name__}() must be left by the task that entered it")
+        ws = self._websocket
+        try:
+            if exc is None:
+                await ws.aclose()
+            else:
+                with CancelScope(shield=True, deadline=current_time() + self._options.ending_bound):
+                    await ws.aclose(closing_code(exc))
+        except BaseException as late:
+            if await self._leave(late):
+                return True
+            raise
+        return await self._leave(exc)
+
+    async def _leave(self, exc: BaseException | None) -> bool:
+        assert self._tasks is not None
+        if hasattr(self, "_websocket"):
+            self._websocket.abort()
+        self._loop.close()
+        return await self._tasks.__aexit__(type(exc) if exc else None, exc, exc.__traceback__ if exc else None)
+
+
+def closing_code(exc: BaseException) -> int:
+    """The close code for a block, or a handler, that an exception ends: 1001 for a cancellation, else 1011."""
+    cancelled = get_cancelled_exc_class()
+    if isinstance(exc, BaseExceptionGroup):
+        return 1001 if exc.split(cancelled)[1] is None else 1011
+    return 1001 if isinstance(exc, cancelled) else 1011

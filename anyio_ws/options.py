@@ -1,0 +1,83 @@
+"""The options that connect, accept and Server share: their defaults and their checks."""
+
+import json as standard_json
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, TypedDict
+
+
+class JSON(Protocol):
+    """Anything with `dumps` and `loads`, such as the json module or orjson."""
+
+    def dumps(self, obj: Any, /) -> str | bytes: ...
+
+    def loads(self, data: Any, /) -> Any: ...
+
+
+class SharedOptions(TypedDict, total=False):
+    """The same options, for `**options: Unpack[SharedOptions]`."""
+
+    open_timeout: float | None
+    close_timeout: float | None
+    ping_interval: float | None
+    ping_timeout: float | None
+    idle_timeout: float | None
+    max_size: int | None
+    receive_buffer_size: int
+    write_buffer_size: int
+    compression: None
+    json: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Times in seconds, sizes in bytes, None for no limit.
+
+    Attributes:
+        open_timeout: from the start of connecting, or from accepting a connection, until it is open.
+        close_timeout: from our Close until the connection is gone.
+        ping_interval: silence of the peer after which it gets a Ping; None sends none.
+        ping_timeout: silence after that Ping was written, after which the connection is given up.
+        idle_timeout: time without a message from the peer, after which we close with 1001.
+        max_size: the largest message accepted.
+        receive_buffer_size: unread messages, each counted as its length + 64, at which reading pauses.
+        write_buffer_size: bytes not yet sent at which `send` waits.
+        compression: None; permessage-deflate is not available in this version.
+        json: what `send_json` and `receive_json` use.
+    """
+
+    open_timeout: float | None = 10
+    close_timeout: float | None = 10
+    ping_interval: float | None = 20
+    ping_timeout: float | None = 20
+    idle_timeout: float | None = None
+    max_size: int | None = 2**20
+    receive_buffer_size: int = 65536
+    write_buffer_size: int = 65536
+    compression: None = None
+    json: JSON = standard_json
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name.endswith(("_timeout", "_interval")):
+                if value is not None and not (_is_number(value) and value > 0):
+                    raise ValueError(f"{field.name} must be a positive number of seconds or None, not {value!r}")
+            elif field.name.endswith("_size"):
+                optional = field.name == "max_size"
+                if not (isinstance(value, int) and value > 0) and not (optional and value is None):
+                    expected = "a positive number of bytes or None" if optional else "a positive number of bytes"
+                    raise ValueError(f"{field.name} must be {expected}, not {value!r}")
+        if self.compression is not None:
+            raise ValueError(f"compression must be None in this version, not {self.compression!r}")
+        if not (hasattr(self.json, "dumps") and hasattr(self.json, "loads")):
+            raise TypeError(f"json must have dumps and loads, as the json module does; {self.json!r} has not")
+
+    @property
+    def ending_bound(self) -> float:
+        """Seconds for the ending under cancellation and after an error: min(close_timeout, 1)."""
+        return 1.0 if self.close_timeout is None else min(self.close_timeout, 1.0)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,173 @@
+"""One endpoint after the opening handshake: RFC 6455 §5.4 to §5.5 and §7, without I/O.
+
+Rules of this file: nothing here suspends, reads a clock or touches a socket. Bytes that arrived go in through `feed`;
+finished messages come out of it, in order, and what control frames said is left in attributes. Methods that speak to
+the peer return the bytes to send; the caller sends all of them, in the order of the calls.
+
+The closing handshake, as the pair (we sent a Close, they sent one):
+
+    open ──send_close──> closing ──their Close──> closed      we began: their data is discarded meanwhile (§1.4)
+    open ──their Close──> answer due ──answer──> closed       they began: after the answer we say nothing (§5.5.1)
+
+A violation is an event in order, like a Close: `error` is set, what came before it is still delivered, nothing after
+it is read. The caller then fails the connection (§7.1.7) with `send_close(error.close_code, …)` when it sees fit.
+"""
+
+import sys
+from typing import NamedTuple
+
+from .exceptions import ProtocolError
+from .frames import (
+    Buffer,
+    Decoder,
+    MaskingKeys,
+    Opcode,
+    encode_close,
+    encode_frame,
+    is_valid_close_code,
+    parse_close,
+)
+
+
+class Close(NamedTuple):
+    """A Close frame: its code (1005 if it carried none) and reason, RFC 6455 §5.5.1."""
+
+    code: int
+    reason: str
+
+
+class Connection:
+    """The state of one endpoint.
+
+    Args:
+        is_client: which side we are: a client masks and expects unmasked frames, a server the reverse (§5.1).
+        max_size: the largest message accepted, in bytes; None for no limit.
+
+    Attributes:
+        news: something below has changed since the caller last set this to False.
+        ping: payload of the latest Ping that still has no answer. "If an endpoint receives a Ping frame and has not yet
+            sent Pong frame(s) in response to previous Ping frame(s), the endpoint MAY elect to send a Pong frame for
+            only the most recently processed Ping frame" (§5.5.3), so one slot is enough, whatever the peer sends.
+        pongs: payloads of the Pongs received; the caller empties the list.
+        close_received: the peer's Close.
+        close_sent: ours.
+        error: the peer broke the protocol.
+        pings_received, pongs_received: counters.
+    """
+
+    __slots__ = (
+        "_decoder",
+        "_keys",
+        "close_received",
+        "close_sent",
+        "error",
+        "news",
+        "ping",
+        "pings_received",
+        "pongs",
+        "pongs_received",
+    )
+
+    def __init__(self, *, is_client: bool, max_size: int | None = 2**20) -> None:
+        self._decoder = Decoder(is_client=is_client, max_size=max_size, on_control=self._on_control)
+        self._keys = MaskingKeys() if is_client else None
+        self.news = False
+        self.ping: bytes | None = None
+        self.pongs: list[bytes] = []
+        self.pings_received = self.pongs_received = 0
+        self.close_received: Close | None = None
+        self.close_sent: Close | None = None
+        self.error: ProtocolError | None = None
+
+    # Receiving
+
+    @property
+    def pending(self) -> bool:
+        """Undecoded bytes are held back for lack of room; `feed(b"", room)` goes on with them."""
+        return self._decoder.pending
+
+    @property
+    def fragments_received(self) -> int:
+        """Data frames that did not end their message."""
+        return self._decoder.fragments
+
+    def get_buffer(self) -> memoryview | None:
+        """The memory that the rest of a large payload should be read into, then `filled`; None: use `feed`."""
+        return self._decoder.get_buffer()
+
+    def feed(self, data: Buffer, room: int = sys.maxsize) -> list[str | bytes]:
+        """Take bytes that arrived and return the messages they finish: str for text, bytes for binary.
+
+        Args:
+            data: the bytes; they are copied if they are needed later.
+            room: decoding stops when the messages returned come to this many bytes (each counts its length and
+                `MESSAGE_OVERHEAD`); the rest stays in the decoder.
+        """
+        return self._received(self._decoder.feed(data, room))
+
+    def filled(self, count: int, room: int = sys.maxsize) -> list[str | bytes]:
+        """The same for `count` bytes read into `get_buffer()`."""
+        return self._received(self._decoder.filled(count, room))
+
+    def _received(self, messages: list[str | bytes]) -> list[str | bytes]:
+        if self._decoder.error is not None and self.error is None and self.close_received is None:
+            self.error = self._decoder.error
+            self.news = True
+        if self.close_sent is not None:
+            # "After sending a control frame indicating the connection should be closed, a peer does not send any
+            # further data; after receiving a control frame indicating the connection should be closed, a peer discards
+            # any further data received" (§1.4). Whoever has closed does not wait for data either.
+            return []
+        return messages
+
+    def _on_control(self, opcode: int, payload: bytes) -> None:
+        self.news = True
+        if opcode == Opcode.PING:
+            self.pings_received += 1
+            self.ping = payload
+        elif opcode == Opcode.PONG:
+            self.pongs_received += 1
+            self.pongs.append(payload)
+        else:
+            try:
+                self.close_received = Close(*parse_close(payload))
+            except ProtocolError as exc:
+                self.error = exc
+
+    # Sending
+
+    def encode(self, opcode: int, payload: str | Buffer, fin: bool = True) -> bytes:
+        """Encode a frame, masked if we are the client (§5.3)."""
+        keys = self._keys
+        return encode_frame(opcode, payload, None if keys is None else keys.next(), fin)
+
+    def send_close(self, code: int, reason: str = "") -> bytes:
+        """Begin the closing handshake (§7.1.2), or fail the connection after an error (§7.1.7).
+
+        Raises:
+            ValueError: no endpoint may send this code (§7.4.1).
+        """
+        if not is_valid_close_code(code):
+            raise ValueError(f"close code {code} must not be sent; use 1000-1003, 1007-1014 or 3000-4999")
+        return self._close(code, reason)
+
+    def answer(self) -> bytes:
+        """Return the frames that are owed: the Pong to the latest Ping, then the answer to a Close."""
+        frames = b""
+        if self.ping is not None:
+            # "Upon receipt of a Ping frame, an endpoint MUST send a Pong frame in response, unless it already received
+            # a Close frame." (§5.5.2)
+            if self.close_received is None:
+                frames = self.encode(Opcode.PONG, self.ping)
+            self.ping = None
+        if self.close_received is not None and self.close_sent is None:
+            # "If an endpoint receives a Close frame and did not previously send a Close frame, the endpoint MUST send a
+            # Close frame in response. (When sending a Close frame in response, the endpoint typically echos the status
+            # code it received.)" (§5.5.1)
+            frames += self._close(self.close_received.code, "")
+        return frames
+
+    def _close(self, code: int, reason: str) -> bytes:
+        payload = encode_close(code, reason)
+        self.close_sent = Close(code, payload[2:].decode())
+        return self.encode(Opcode.CLOSE, payload)

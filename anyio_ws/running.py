@@ -1,0 +1,58 @@
+"""`WebSocket.run`: several functions over one connection, none of which outlives the others."""
+
+import math
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from anyio import sleep, sleep_forever
+
+from .core import Core
+from .exceptions import ConnectionClosed, ConnectionClosedError
+from .tasks import Tasks
+
+if TYPE_CHECKING:
+    from .websocket import WebSocket
+
+
+def is_own_closing(exc: BaseException, core: Core) -> bool:
+    """Whether an exception says nothing but that this connection has ended, alone or in a group of nothing else."""
+    if isinstance(exc, BaseExceptionGroup):
+        return all(is_own_closing(inner, core) for inner in exc.exceptions)
+    return isinstance(exc, ConnectionClosed) and core.is_own(exc.close_info)
+
+
+async def run(ws: "WebSocket", core: Core, functions: tuple[Callable[["WebSocket"], Awaitable[object]], ...]) -> None:
+    """See `WebSocket.run`."""
+    if not functions:
+        raise TypeError("run() takes at least one function, which is called with the WebSocket")
+    before = core.receiving_done
+    cut = False  # the end of the connection came to a function, or cut it short
+
+    async def one(function: Callable[["WebSocket"], Awaitable[object]]) -> None:
+        nonlocal cut
+        try:
+            await function(ws)
+        except Exception as exc:
+            if not is_own_closing(exc, core):
+                raise
+            cut = True
+        tasks.scope.cancel()
+
+    async def end() -> None:
+        nonlocal cut
+        await ws.wait_closed()
+        if core.receiving_done != before:
+            timeout = core.options.close_timeout
+            await sleep(math.inf if timeout is None else timeout)
+        cut = True
+        tasks.scope.cancel()
+
+    async with Tasks() as tasks:
+        for function in functions:
+            tasks.start(one, function)
+        tasks.start(end)
+        await sleep_forever()
+    if cut:
+        exc = core.exception()
+        if isinstance(exc, ConnectionClosedError):
+            raise exc

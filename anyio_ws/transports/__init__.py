@@ -1,0 +1,1 @@
+"""Ways to move bytes, one a file, behind the interface of `base`."""

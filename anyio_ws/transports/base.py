@@ -1,0 +1,105 @@
+"""The interface between a connection and what moves its bytes.
+
+A `Transport` reads for its `Receiver`: it asks for memory, fills it, and says how much arrived. All of it is
+synchronous, so neither side can be interrupted half-way; `Transport.wait` is the only place where a task suspends.
+No method of a Receiver raises `Exception`, and none of a Transport lets an OSError escape: it goes to `Receiver.fail`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Receiver(Protocol):
+    """What a transport reads for."""
+
+    def get_buffer(self) -> memoryview:
+        """Return writable memory for the next bytes, not empty; asked for anew before each read."""
+        ...
+
+    def received(self, count: int) -> None:
+        """`count` bytes, at least one, were written to the start of that memory."""
+        ...
+
+    def eof(self) -> None:
+        """The peer sends nothing any more. Nothing is received after this."""
+        ...
+
+    def writable(self) -> None:
+        """A `write` that fell short may be tried again."""
+        ...
+
+    def fail(self, exc: Exception) -> None:
+        """The transport broke; nothing will move any more."""
+        ...
+
+
+class Transport(ABC):
+    """Moves bytes for one connection.
+
+    Attributes:
+        receiver: who gets what arrives; set before `start`, and may be replaced between two reads.
+        closed: `close` or `abort` was called.
+    """
+
+    __slots__ = ("closed", "receiver")
+
+    receiver: Receiver
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    @abstractmethod
+    def start(self) -> None:
+        """Read from now on."""
+
+    @abstractmethod
+    def pause(self) -> None:
+        """Read nothing until `resume`."""
+
+    @abstractmethod
+    def resume(self) -> None:
+        """Read again, first what is already here: the receiver may be called before this returns."""
+
+    @abstractmethod
+    def watch(self) -> None:
+        """Make sure that somebody reads from now on, although no task is in `wait`."""
+
+    @abstractmethod
+    async def wait(self) -> None:
+        """Wait until something was read or `wake` was called; may return early. For one task at a time."""
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Let `wait` return."""
+
+    @abstractmethod
+    def poll(self) -> None:
+        """Read once without waiting what may have arrived unnoticed; while paused, only look for an error."""
+
+    @abstractmethod
+    def write(self, buffers: Sequence[Buffer]) -> int:
+        """Try once to write, and return how many bytes were taken.
+
+        If these were not all, `Receiver.writable` is called when it is worth trying again. What was taken is not
+        referenced any more unless it is bytes.
+        """
+
+    @abstractmethod
+    def shutdown(self) -> None:
+        """Send EOF after what was taken; go on reading."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close at once; what was taken and not sent yet may still arrive. Idempotent, like `abort`."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Close at once; nothing more is sent."""
+
+    @property
+    @abstractmethod
+    def attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        """Typed attributes in anyio's sense."""

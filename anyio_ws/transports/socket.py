@@ -1,0 +1,177 @@
+"""A raw non-blocking stream socket, the same code on every event loop: only who waits for it differs (`Readiness`)."""
+
+import os
+import socket
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from anyio.abc import SocketAttribute
+
+from anyio_ws.loops import Loop
+
+from .base import Buffer, Transport
+
+KEEPALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+"""Seconds, seconds, probes: while reading is paused the kernel finds out whether the peer's machine is still there."""
+
+MAX_VECTOR = 64
+"""Buffers in one sendmsg: systems take at least 16 (POSIX), Linux 1024; past some dozens there is nothing to save."""
+
+SENDMSG = hasattr(socket.socket, "sendmsg")  # Windows has none
+
+
+class SocketTransport(Transport):
+    """Owns a connected stream socket, TCP or Unix.
+
+    Args:
+        sock: the socket; it is made non-blocking here.
+        loop: the owner's adapter.
+    """
+
+    __slots__ = ("_keepalive", "_paused", "_readiness", "_short", "_sock")
+
+    def __init__(self, sock: socket.socket, loop: Loop) -> None:
+        super().__init__()
+        sock.setblocking(False)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            # Frames are joined where it pays (websocket.py); Nagle's algorithm would only delay them.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._sock = sock
+        self._paused = True
+        self._keepalive = False
+        self._short = False  # the last write fell short
+        self._readiness = loop.readiness(sock, self._readable, self._writable)
+
+    def start(self) -> None:
+        self.resume()
+
+    def pause(self) -> None:
+        self._paused = True
+        self._readiness.pause()
+        if not self._keepalive and self._sock.family in (socket.AF_INET, socket.AF_INET6):
+            self._keepalive = True
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in KEEPALIVE.items():
+                if hasattr(socket, name):
+                    self._sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+    def resume(self) -> None:
+        if not self.closed:
+            self._paused = False
+            self._readiness.resume()
+
+    def watch(self) -> None:
+        self._readiness.watch()
+
+    async def wait(self) -> None:
+        await self._readiness.wait()
+
+    def wake(self) -> None:
+        self._readiness.wake()
+
+    def poll(self) -> None:
+        if self.closed:
+            return
+        if not self._paused:
+            self._readable()
+        elif error := self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.receiver.fail(OSError(error, os.strerror(error)))
+
+    def _readable(self) -> bool:
+        """Read once. Returns False if that would have blocked."""
+        receiver = self.receiver
+        try:
+            count = self._sock.recv_into(receiver.get_buffer())
+            if count:
+                receiver.received(count)
+            else:
+                self._paused = True
+                self._readiness.pause()  # a socket at its end stays readable for ever
+                receiver.eof()
+        except (BlockingIOError, InterruptedError):
+            return False
+        except Exception as exc:  # an OSError of the socket; anything else is a bug, and ends the connection as well
+            receiver.fail(exc)
+        except BaseException:
+            self.abort()  # KeyboardInterrupt under trio: the next frame must not start in the middle of this one
+            raise
+        return True
+
+    def write(self, buffers: Sequence[Buffer]) -> int:
+        try:
+            if len(buffers) == 1:
+                taken = self._sock.send(buffers[0])
+                if taken == len(buffers[0]):
+                    return taken
+            elif SENDMSG:
+                taken = self._sock.sendmsg(buffers[:MAX_VECTOR])
+                if taken == sum(map(len, buffers)):
+                    return taken
+            else:
+                taken = self._sock.send(buffers[0])
+        except (BlockingIOError, InterruptedError):
+            taken = 0
+        except OSError as exc:
+            self._broken(exc)
+            return 0
+        self._short = True
+        self._readiness.want_write()
+        return taken
+
+    def _writable(self) -> None:
+        self._short = False
+        try:
+            self.receiver.writable()
+        except Exception as exc:
+            self.receiver.fail(exc)
+        except BaseException:
+            self.abort()
+            raise
+        if not self._short and not self.closed:
+            self._readiness.write_done()
+
+    def _broken(self, exc: OSError) -> None:
+        """A write failed. What the peer said before, perhaps its Close, may still wait in the socket."""
+        while not self._paused and not self.closed and self._readable():
+            pass
+        self.receiver.fail(exc)
+
+    def shutdown(self) -> None:
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = self._paused = True
+            self._readiness.close()
+            self._sock.close()
+
+    def abort(self) -> None:
+        if not self.closed:
+            # A reset instead of an orderly end: the kernel does not keep what a peer may never read.
+            with suppress(OSError):
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close()
+
+    @property
+    def attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        sock = self._sock
+        attributes: dict[Any, Callable[[], Any]] = {
+            SocketAttribute.family: lambda: sock.family,
+            SocketAttribute.local_address: lambda: _address(sock.getsockname()),
+            SocketAttribute.raw_socket: lambda: sock,
+        }
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            attributes[SocketAttribute.local_port] = lambda: sock.getsockname()[1]
+            attributes[SocketAttribute.remote_port] = lambda: sock.getpeername()[1]
+        with suppress(OSError):
+            remote = _address(sock.getpeername())
+            attributes[SocketAttribute.remote_address] = lambda: remote
+        return attributes
+
+
+def _address(address: Any) -> Any:
+    """(host, port) for TCP, as anyio gives it; a path for a Unix socket."""
+    return address[:2] if isinstance(address, tuple) else address

@@ -1,0 +1,524 @@
+"""WebSocket: the object that people hold.
+
+Usage rules. Any number of tasks may send; each message goes out whole, first come, first served. One task receives at a
+time. Everything is to be used in the event loop's own thread. Cancelling any call leaves the connection usable: a
+message is either returned or still there, a send did nothing or will be sent whole. Connections come from `connect`,
+`accept`, `Server` and `serve`, not from the class.
+
+`send`, `receive` and `ping` look for a cancellation at each call and yield to the event loop at least once in 64 calls
+or 1 ms, for all connections of the loop together; a checkpoint at each call would cost more than all the rest.
+"""
+
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, Generic, TypeVar
+
+from anyio import BusyResourceError, EndOfStream, Event
+from anyio.abc import ObjectStream
+
+from .core import Core
+from .exceptions import CloseInfo
+from .protocol import Opcode, ProtocolError, Request, Response
+from .protocol.frames import MESSAGE_OVERHEAD, is_valid_close_code
+from .running import run
+from .stats import Stats
+from .transports.base import Buffer
+
+T = TypeVar("T")
+
+
+class Messages(Generic[T]):
+    """An asynchronous iterator over messages. It holds nothing: it may be abandoned at any point."""
+
+    __slots__ = ("_receive",)
+
+    def __init__(self, receive: Callable[[], Awaitable[T]]) -> None:
+        self._receive = receive
+
+    def __aiter__(self) -> "Messages[T]":
+        return self
+
+    async def __anext__(self) -> T:
+        try:
+            return await self._receive()
+        except EndOfStream:
+            raise StopAsyncIteration from None
+
+
+class WebSocket(ObjectStream[str | bytes]):
+    """A connection, at either end.
+
+    Iterating receives messages until the connection ends in good order; otherwise it raises ConnectionClosedError.
+
+    Attributes:
+        request: the opening handshake's request: the one a client sent, or a server received.
+        response: its answer.
+        subprotocol: the one that was agreed on, or None.
+        remote_address: (host, port) of the peer's socket, the path of a Unix socket, or None where there is no socket.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        request: Request,
+        response: Response,
+        subprotocol: str | None,
+        remote_address: tuple[str, int] | str | None = None,
+    ) -> None:
+        self.request = request
+        self.response = response
+        self.subprotocol = subprotocol
+        self.remote_address = remote_address
+        self._core = core
+        # What each message needs, without a detour.
+        self._loop = core.loop
+        self._budget = core.loop.budget
+        self._may_be_cancelled = core.loop.may_be_cancelled
+        self._inbox = core.inbox
+        self._outbox = core.outbox
+
+    def __repr__(self) -> str:
+        side = "client" if self._core.is_client else "server"
+        state = "open" if self.close_info is None else f"ended: {self.close_info}"
+        return f"<WebSocket {self.id} {side} {self.request.path} {state}>"
+
+    # Receiving
+
+    async def receive(self) -> str | bytes:
+        """Receive the next message.
+
+        Text messages come as str and binary ones as bytes, in the order they were sent. Messages that arrived before
+        the connection ended are received first.
+
+        Raises:
+            ConnectionClosedOK: the connection has ended in good order; also an anyio.EndOfStream.
+            ConnectionClosedError: it has ended in any other way.
+            anyio.BusyResourceError: another task is receiving.
+
+        Cancellation: safe; no message is lost.
+        RFC 6455 §5.4, §5.6.
+        """
+        budget = self._budget
+        budget.calls -= 1
+        if not budget.calls & 7 and budget.exhausted():
+            await self._yield()
+        elif self._may_be_cancelled():
+            await self._loop.checkpoint_if_cancelled()
+        core = self._core
+        if not self._inbox or core.receiver is not None:
+            await self._fill()
+        message = self._inbox.popleft()
+        core.unread -= len(message) + MESSAGE_OVERHEAD
+        if core.paused:
+            core.make_room()
+        return message
+
+    async def _fill(self) -> None:
+        """Wait until there is a message in the inbox."""
+        core = self._core
+        task = self._loop.current_task()
+        if core.receiver is not None:
+            name = self._loop.task_name
+            raise BusyResourceError(f"receiving ({name(task)!r}; {name(core.receiver)!r} already is)")
+        core.receiver = task
+        core.waits += 1
+        try:
+            while not self._inbox:
+                error = core.connection.error
+                if error is not None:
+                    core.refuse(error.close_code, error)
+                if core.ended:
+                    raise core.exception(receiving=True)
+                self._outbox.flush()  # whoever waits for messages lets the replies to the last ones go
+                if self._inbox or core.ended:
+                    continue
+                await core.transport.wait()
+                self._budget.calls -= 1
+                if self._budget.calls <= 0:  # trio, and a peer that sends only control frames as fast as it can
+                    await self._yield()
+        finally:
+            core.receiver = None
+
+    async def _yield(self) -> None:
+        """Let the other tasks run: this loop has had its share."""
+        self._outbox.flush()
+        await self._loop.checkpoint()
+        self._budget.renew()
+
+    async def receive_many(self) -> list[str | bytes]:
+        """Receive all messages that have arrived, at least one.
+
+        Raises:
+            ConnectionClosedOK, ConnectionClosedError, anyio.BusyResourceError: as `receive`.
+
+        Cancellation: safe; no message is lost.
+        """
+        messages = [await self.receive(), *self._inbox]
+        self._inbox.clear()
+        core = self._core
+        core.unread = 0
+        if core.paused:
+            core.make_room()
+        return messages
+
+    async def receive_text(self) -> str:
+        """Receive the next message, which is to be text.
+
+        Raises:
+            ConnectionClosedError: it was binary, so the connection was closed with 1003 (the cause says what came); or
+                it has ended otherwise.
+            ConnectionClosedOK, anyio.BusyResourceError: as `receive`.
+
+        Cancellation: safe; no message is lost.
+        """
+        message = await self.receive()
+        if isinstance(message, str):
+            return message
+        self._core.refuse(
+            1003, ProtocolError(f"a binary message of {len(message):,} bytes came, expected text (receive_text)", 1003)
+        )
+        raise self._core.exception(receiving=True)
+
+    async def receive_bytes(self) -> bytes:
+        """Receive the payload of the next message as bytes, whether it is text or binary.
+
+        Raises:
+            ConnectionClosedOK, ConnectionClosedError, anyio.BusyResourceError: as `receive`.
+
+        Cancellation: safe; no message is lost.
+        """
+        message = await self.receive()
+        return message.encode() if isinstance(message, str) else message
+
+    async def receive_json(self) -> Any:
+        """Receive the next message, text or binary, and decode it with the option `json`.
+
+        Raises:
+            ConnectionClosedError: it was not JSON, so the connection was closed with 1007 (the cause says why); or it
+                has ended otherwise.
+            ConnectionClosedOK, anyio.BusyResourceError: as `receive`.
+
+        Cancellation: safe; no message is lost.
+        """
+        message = await self.receive()
+        try:
+            return self._core.options.json.loads(message)
+        except ValueError as exc:
+            kind = "text" if isinstance(message, str) else "binary"
+            error = ProtocolError(f"a {kind} message of {len(message):,} came that is not JSON (receive_json)", 1007)
+            error.__cause__ = exc
+            self._core.refuse(1007, error)
+        raise self._core.exception(receiving=True)
+
+    def __aiter__(self) -> "Messages[str | bytes]":  # type: ignore[override]  # plain, and it may be abandoned
+        return Messages(self.receive)
+
+    def iter_text(self) -> Messages[str]:
+        """Iterate with `receive_text` until the connection ends in good order."""
+        return Messages(self.receive_text)
+
+    def iter_bytes(self) -> Messages[bytes]:
+        """Iterate with `receive_bytes` until the connection ends in good order."""
+        return Messages(self.receive_bytes)
+
+    def iter_json(self) -> Messages[Any]:
+        """Iterate with `receive_json` until the connection ends in good order."""
+        return Messages(self.receive_json)
+
+    # Sending
+
+    async def send(self, item: str | Buffer, *, text: bool | None = None) -> None:
+        """Send a message.
+
+        Returns when less than `write_buffer_size` waits to be sent: the peer has not necessarily received it.
+
+        Args:
+            item: str for a text message, bytes-like for a binary one.
+            text: True sends bytes, which must be UTF-8, as a text message; False sends a str as a binary one.
+
+        Raises:
+            ConnectionClosedOK: the connection has ended, or is closing, in good order.
+            ConnectionClosedError: it has ended in any other way.
+            TypeError: the item is neither.
+            ValueError: it cannot be sent as text: a lone surrogate, or bytes that are not UTF-8.
+
+        Cancellation: safe; the message was not sent, or will be sent whole.
+        RFC 6455 §5.6.
+        """
+        budget = self._budget
+        budget.calls -= 1
+        if not budget.calls & 7 and budget.exhausted():
+            await self._yield()
+        elif self._may_be_cancelled():
+            await self._loop.checkpoint_if_cancelled()
+        core = self._core
+        if core.closing:
+            raise core.exception()
+        if text is None and type(item) is str:
+            opcode = 1
+        elif text is None and type(item) is bytes:
+            opcode = 2
+        else:
+            opcode, item = _kind(item, text)
+        outbox = self._outbox
+        if outbox.must_wait:
+            await self._turn()
+        core.commit(opcode, item)
+        if outbox.size or core.closing:
+            await self._settle()
+
+    async def _turn(self) -> None:
+        self._core.transport.watch()  # also while we wait, pings are to be answered and a reset noticed
+        await self._outbox.turn()
+        if self._core.closing:
+            raise self._core.exception()
+
+    async def _settle(self) -> None:
+        """Something is committed but not gone: wait if that is too much."""
+        if self._outbox.full:
+            self._core.transport.watch()
+            await self._outbox.drained()
+        if self._core.ended:
+            raise self._core.exception()
+
+    async def send_many(self, items: Iterable[str | Buffer]) -> None:
+        """Send several messages in one write, or as few as `write_buffer_size` allows.
+
+        Other senders' messages may come between them where it has to wait.
+
+        Raises:
+            ConnectionClosedOK, ConnectionClosedError, TypeError, ValueError: as `send`; nothing was sent if an item is
+                wrong.
+
+        Cancellation: safe; the first so many messages were sent, or will be, whole.
+        """
+        await self._checkpoint()
+        batch: list[tuple[int, str | Buffer]] = []
+        size = 0
+        checked = [_kind(item, None) for item in items]
+        limit = self._core.options.write_buffer_size
+        for message in checked:
+            batch.append(message)
+            size += len(message[1])
+            if size >= limit:
+                await self._send_batch(batch)
+                batch, size = [], 0
+        if batch:
+            await self._send_batch(batch)
+
+    async def _send_batch(self, batch: list[tuple[int, str | Buffer]]) -> None:
+        if self._core.closing:
+            raise self._core.exception()
+        if self._outbox.must_wait:
+            await self._turn()
+        self._core.commit_many(batch)
+        await self._settle()
+
+    async def send_json(self, obj: Any) -> None:
+        """Encode an object with the option `json` and send it as a text message.
+
+        Raises:
+            ConnectionClosedOK, ConnectionClosedError: as `send`.
+            Exception: whatever `dumps` raises; nothing was sent.
+
+        Cancellation: as `send`.
+        """
+        await self.send(self._core.options.json.dumps(obj), text=True)
+
+    async def flush(self) -> None:
+        """Send now what was joined to be sent with later messages.
+
+        Joined messages leave by themselves when no received message is left, or the handler awaits something else. Only
+        a handler that computes for long between `send` and its next `await` needs this.
+
+        Raises:
+            ConnectionClosedOK, ConnectionClosedError: as `send`.
+
+        Cancellation: safe.
+        """
+        await self._checkpoint()
+        if self._core.closing:
+            raise self._core.exception()
+        self._outbox.flush()
+        await self._settle()
+
+    async def send_eof(self) -> None:
+        """Not implemented: a WebSocket closes in both directions; see `aclose`."""
+        raise NotImplementedError("a WebSocket cannot close one direction only; use aclose()")
+
+    async def _checkpoint(self) -> None:
+        """What begins every call that may complete without waiting."""
+        budget = self._budget
+        budget.calls -= 1
+        if not budget.calls & 7 and budget.exhausted():
+            await self._yield()
+        elif self._may_be_cancelled():
+            await self._loop.checkpoint_if_cancelled()
+
+    # Pings
+
+    async def ping(self, data: str | bytes | None = None) -> float:
+        """Ping the peer and wait for its Pong.
+
+        Keepalive does this by itself; see `ping_interval` and `latency`.
+
+        Args:
+            data: at most 125 bytes that no other Ping in flight carries; random by default.
+
+        Returns:
+            The round-trip time in seconds.
+
+        Raises:
+            ConnectionClosedOK, ConnectionClosedError: the connection ended first.
+            ValueError: the data is too long, or in flight already.
+
+        Cancellation: safe; the Ping was sent, its Pong is ignored.
+        RFC 6455 §5.5.2, §5.5.3.
+        """
+        payload = os.urandom(4) if data is None else data.encode() if isinstance(data, str) else bytes(data)
+        core = self._core
+        if len(payload) > 125:
+            raise ValueError(f"a ping carries at most 125 bytes (RFC 6455 §5.5), not {len(payload)}")
+        await self._checkpoint()
+        if core.closing:
+            raise core.exception()
+        if payload in core.pings:
+            raise ValueError(f"a ping with the data {payload!r} is in flight already")
+        ping = core.ping(payload, Event())
+        assert ping.done is not None
+        try:
+            if ping.answered is None and not core.ended:
+                core.transport.watch()
+                await ping.done.wait()
+        finally:
+            if core.pings.get(payload) is ping:
+                del core.pings[payload]
+        if ping.answered is None:
+            raise core.exception()
+        return ping.answered - (ping.sent or ping.answered)
+
+    @property
+    def latency(self) -> float | None:
+        """The latest round-trip time in seconds, from `ping` or keepalive; None before the first Pong."""
+        return self._core.latency
+
+    # Both at once
+
+    async def run(self, *functions: Callable[["WebSocket"], Awaitable[object]]) -> None:
+        """Call several functions at the same time, each with this WebSocket; none outlives the others.
+
+        The first to return cancels the rest. (A producer that should not end the conversation awaits `wait_closed()`
+        last.) When the connection ends, a function that receives is not cancelled: it gets what had arrived and then
+        the end, and its return cancels the others; what still runs `close_timeout` later is cancelled. If nobody has
+        received, all are cancelled at once.
+
+        Raises:
+            TypeError: no function.
+            ConnectionClosedError: the connection ended other than in good order, and nothing worse happened.
+            Exception: what a function raised, flat if it was one, else in a group. This connection's end counts once
+                and yields to any other error.
+
+        Cancellation: cancels the functions and waits for them; the connection stays open.
+        """
+        await run(self, self._core, functions)
+
+    # Closing
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """Close the connection and wait until it is gone, at most `close_timeout`.
+
+        Messages that were sent go out first; messages that nobody has received are discarded. Idempotent: any task may
+        call it, several wait for the same end.
+
+        Args:
+            code: 1000-1003, 1007-1014 or 3000-4999.
+            reason: cut at a character if it is over 123 bytes in UTF-8.
+
+        Raises:
+            ValueError: the code must not be sent.
+
+        Cancellation: before anything was sent, nothing happened; after it, the last task that waits drops the
+        connection.
+        RFC 6455 §7.1.2.
+        """
+        core = self._core
+        if not is_valid_close_code(code):
+            raise ValueError(f"close code {code} must not be sent; use 1000-1003, 1007-1014 or 3000-4999")
+        await self._checkpoint()
+        core.close(code, reason)
+        if core.gone:
+            return
+        core.transport.watch()
+        if core.gone_event is None:
+            core.gone_event = Event()
+        core.closers += 1
+        try:
+            await core.gone_event.wait()
+        finally:
+            core.closers -= 1
+            if not core.closers:
+                core.abort()  # nothing happens if it is gone
+
+    def abort(self) -> None:
+        """Drop the connection at once, without a closing handshake. Idempotent."""
+        self._core.abort()
+
+    async def wait_closed(self) -> CloseInfo:
+        """Wait until the connection has ended, and return how. It reads no messages.
+
+        Cancellation: safe.
+        """
+        await self._checkpoint()
+        core = self._core
+        if core.close_info is None:
+            core.transport.watch()
+            if core.ended_event is None:
+                core.ended_event = Event()
+            await core.ended_event.wait()
+            assert core.close_info is not None
+        return core.close_info
+
+    @property
+    def close_info(self) -> CloseInfo | None:
+        """How the connection ended; None while it has not."""
+        return self._core.close_info
+
+    # Facts
+
+    @property
+    def id(self) -> str:
+        """Eight hexadecimal digits that tell this connection from others in the log."""
+        return self._core.id
+
+    @property
+    def local_address(self) -> tuple[str, int] | str | None:
+        """(host, port) of our socket, the path of a Unix socket, or None where there is no socket, or not any more."""
+        return self._core.local_address
+
+    @property
+    def stats(self) -> Stats:
+        """What went over the connection so far."""
+        return self._core.stats
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        """What `extra()` answers: anyio's SocketAttribute and TLSAttribute, as far as there is a socket and TLS."""
+        return self._core.transport.attributes
+
+
+def _kind(item: object, text: bool | None) -> tuple[int, str | Buffer]:
+    """Return the opcode and the payload of a message."""
+    if isinstance(item, str):
+        return (Opcode.TEXT, item) if text is not False else (Opcode.BINARY, item.encode())
+    if not isinstance(item, bytes | bytearray):
+        try:
+            item = memoryview(item).cast("B")  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(f"a message is str or bytes-like, not {type(item).__name__}") from None
+    if text:
+        try:
+            str(item, "utf-8")
+        except UnicodeDecodeError as exc:
+            raise ValueError(f"bytes sent with text=True must be UTF-8: {exc}") from exc
+        return Opcode.TEXT, item
+    return Opcode.BINARY, item

@@ -1,0 +1,84 @@
+"""What every test over real sockets needs: plain TCP and TLS, with certificates of the test's own authority."""
+
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio.to_thread
+import pytest
+import trustme
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Wire:
+    """What a connection runs over: `tcp` has no contexts."""
+
+    scheme: str
+    server_ssl: ssl.SSLContext | None = None
+    client_ssl: ssl.SSLContext | None = None
+
+
+@dataclass(frozen=True)
+class CertificateFiles:
+    """The authority, and a certificate with its key for 127.0.0.1, for peers that read files."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def certificate(authority: trustme.CA) -> trustme.LeafCert:
+    return authority.issue_cert("localhost", "127.0.0.1")
+
+
+@pytest.fixture(scope="session")
+def certificate_files(
+    authority: trustme.CA, certificate: trustme.LeafCert, tmp_path_factory: pytest.TempPathFactory
+) -> CertificateFiles:
+    folder = tmp_path_factory.mktemp("certificates")
+    files = CertificateFiles(folder / "ca.pem", folder / "certificate.pem", folder / "key.pem")
+    authority.cert_pem.write_to_path(files.ca)
+    for blob in certificate.cert_chain_pems:
+        blob.write_to_path(files.certificate, append=True)
+    certificate.private_key_pem.write_to_path(files.key)
+    return files
+
+
+@pytest.fixture(scope="session")
+def wires(authority: trustme.CA, certificate: trustme.LeafCert) -> dict[str, Wire]:
+    server_ssl = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    certificate.configure_cert(server_ssl)
+    client_ssl = ssl.create_default_context()
+    authority.configure_trust(client_ssl)
+    return {"tcp": Wire("ws"), "tls": Wire("wss", server_ssl, client_ssl)}
+
+
+@pytest.fixture(params=["tcp", "tls"])
+def wire(request: pytest.FixtureRequest, wires: dict[str, Wire]) -> Wire:
+    return wires[request.param]
+
+
+@pytest.fixture
+def tls(wires: dict[str, Wire]) -> Wire:
+    return wires["tls"]
+
+
+@pytest.fixture(scope="session")
+def in_thread() -> Callable[..., Any]:
+    """Run a blocking peer beside the event loop; a test that fails does not wait for it."""
+
+    async def run(function: Callable[..., T], *args: object, **options: object) -> T:
+        return await anyio.to_thread.run_sync(partial(function, *args, **options), abandon_on_cancel=True)
+
+    return run

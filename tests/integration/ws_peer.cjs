@@ -1,0 +1,145 @@
+// The peer of test_ws_npm_interop.py, on the npm package `ws`.
+//
+//   node ws_peer.cjs server [CERTIFICATE KEY]     prints its port; the path of a connection chooses what it does;
+//                                                 prints a line of JSON for every close it sees; ends with stdin
+//   node ws_peer.cjs client SCENARIO URL [CA]     prints one line of JSON
+'use strict'
+const { once } = require('events')
+const { readFileSync } = require('fs')
+const http = require('http')
+const https = require('https')
+const { WebSocket, WebSocketServer } = require('ws')
+
+const report = (value) => console.log(JSON.stringify(value))
+
+const behaviours = {
+  '/echo': (ws) => ws.on('message', (data, binary) => ws.send(data, { binary })),
+  '/fragments': (ws) => {
+    ws.send('κό', { fin: false })
+    ws.send('', { fin: false })
+    ws.send('σμε', { fin: true })
+    ws.send(Buffer.from([0, 1]), { fin: false })
+    ws.send(Buffer.from([2]), { fin: true })
+    ws.close(1000)
+  },
+  '/ping': (ws) => {
+    ws.on('pong', (data) => ws.send(`pong: ${data}`))
+    ws.ping('are you there')
+  },
+  '/close': (ws) => ws.close(4001, 'ünïcödé'),
+  '/close-without-code': (ws) => ws.close(),
+  '/terminate': (ws) => ws.terminate(),
+  '/headers': (ws, request) => ws.send(JSON.stringify(request.headers)),
+  '/wait': () => {}
+}
+
+function serve (certificate, key) {
+  const server = certificate
+    ? https.createServer({ cert: readFileSync(certificate), key: readFileSync(key) })
+    : http.createServer()
+  const sockets = new WebSocketServer({
+    noServer: true,
+    perMessageDeflate: true,
+    handleProtocols: (offered) => offered.has('v1') ? 'v1' : false
+  })
+  sockets.on('headers', (headers, request) => {
+    if (request.headers['x-question']) headers.push(`X-Answer: ${request.headers['x-question']}`)
+  })
+  sockets.on('connection', (ws, request) => {
+    ws.on('error', () => {})
+    ws.on('close', (code, reason) => report({ code, reason: `${reason}` }))
+    behaviours[request.url.split('?')[0]](ws, request)
+  })
+  server.on('upgrade', (request, socket, head) => {
+    if (request.url === '/refuse') {
+      socket.end('HTTP/1.1 401 Unauthorized\r\nContent-Length: 13\r\nConnection: close\r\n\r\nwho are you?\n')
+    } else {
+      sockets.handleUpgrade(request, socket, head, (ws) => sockets.emit('connection', ws, request))
+    }
+  })
+  server.listen(0, '127.0.0.1', () => report(server.address().port))
+  process.stdin.on('end', () => process.exit(0)).resume()
+}
+
+const scenarios = {
+  async echo (ws) {
+    await once(ws, 'open')
+    const same = []
+    for (const message of ['', 'hello', 'κόσμε 🐍', '€'.repeat(100000),
+      Buffer.alloc(0), Buffer.from([0, 255]), Buffer.alloc(65536, 'x'), Buffer.alloc(4 << 20, 'y')]) {
+      ws.send(message)
+      const [data, binary] = await once(ws, 'message')
+      same.push(binary === Buffer.isBuffer(message) && data.equals(Buffer.from(message)))
+    }
+    ws.close()
+    return same
+  },
+  async fragments (ws) {
+    await once(ws, 'open')
+    ws.send('κό', { fin: false })
+    ws.send('', { fin: false })
+    ws.ping('in between')
+    ws.send('σμε', { fin: true })
+    const [data, binary] = await once(ws, 'message')
+    ws.close()
+    return [`${data}`, binary]
+  },
+  async ping (ws) {
+    await once(ws, 'open')
+    ws.ping('are you there')
+    const [data] = await once(ws, 'pong')
+    ws.close()
+    return `${data}`
+  },
+  async 'be-pinged' (ws) {
+    const [data] = await once(ws, 'message')
+    ws.close()
+    return `${data}`
+  },
+  async close (ws) {
+    await once(ws, 'open')
+    ws.close(3001, 'ünïcödé')
+    const [code, reason] = await once(ws, 'close')
+    return { code, reason: `${reason}` }
+  },
+  async 'close-without-code' (ws) {
+    await once(ws, 'open')
+    ws.close()
+    const [code, reason] = await once(ws, 'close')
+    return { code, reason: `${reason}` }
+  },
+  async 'be-closed' (ws) {
+    const [code, reason] = await once(ws, 'close')
+    return { code, reason: `${reason}` }
+  },
+  async terminate (ws) {
+    await once(ws, 'open')
+    ws.terminate()
+    const [code] = await once(ws, 'close')
+    return code
+  },
+  async handshake (ws) {
+    const [response] = await once(ws, 'upgrade')
+    const [data] = await once(ws, 'message')
+    ws.close()
+    return { answer: response.headers['x-answer'], protocol: ws.protocol, data: `${data}` }
+  },
+  async refused (ws) {
+    const [, response] = await once(ws, 'unexpected-response')
+    let body = ''
+    for await (const chunk of response) body += chunk
+    return { status: response.statusCode, body }
+  }
+}
+
+async function connect (scenario, url, ca) {
+  const ws = new WebSocket(url, ['v3', 'v1'], {
+    ca: ca && readFileSync(ca),
+    headers: { 'X-Question': 'six times seven' }
+  })
+  report(await scenarios[scenario](ws))
+}
+
+const [mode, ...rest] = process.argv.slice(2)
+if (mode === 'server') serve(...rest)
+else connect(...rest)
