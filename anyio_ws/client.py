@@ -136,16 +136,14 @@ class connect(Block):
 
     async def _open(self, loop: Loop) -> WebSocket:
         timeout = self._options.open_timeout
-        with CancelScope(deadline=math.inf if timeout is None else current_time() + timeout) as scope:
+        with CancelScope(deadline=math.inf if timeout is None else current_time() + timeout):
             try:
-                ws = await self._handshaken(loop)
+                return await self._handshaken(loop)
             except BaseException:
                 if self._transport is not None:
                     self._transport.abort()
                 raise
-        if scope.cancelled_caught:
-            raise OpenTimeout(f"{self._url} was not open within open_timeout={timeout:g} s: {self._phase}")
-        return ws
+        raise OpenTimeout(f"{self._url} was not open within open_timeout={timeout:g} s: {self._phase}")
 
     async def _handshaken(self, loop: Loop) -> WebSocket:
         """Connect and do the opening handshake."""

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from anyio import CancelScope, current_time, get_cancelled_exc_class
 
@@ -184,5 +184,6 @@ def closing_code(exc: BaseException) -> int:
     """The close code for a block, or a handler, that an exception ends: 1001 for a cancellation, else 1011."""
     cancelled = get_cancelled_exc_class()
     if isinstance(exc, BaseExceptionGroup):
-        return 1001 if exc.split(cancelled)[1] is None else 1011
+        rest = cast("BaseExceptionGroup[BaseException]", exc).split(cancelled)[1]
+        return 1001 if rest is None else 1011
     return 1001 if isinstance(exc, cancelled) else 1011

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from anyio import sleep, sleep_forever
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def is_own_closing(exc: BaseException, core: Core) -> bool:
     """Whether an exception says nothing but that this connection has ended, alone or in a group of nothing else."""
     if isinstance(exc, BaseExceptionGroup):
-        return all(is_own_closing(inner, core) for inner in exc.exceptions)
+        group = cast("BaseExceptionGroup[BaseException]", exc)
+        return all(is_own_closing(inner, core) for inner in group.exceptions)
     return isinstance(exc, ConnectionClosed) and core.is_own(exc.close_info)
 
 

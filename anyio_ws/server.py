@@ -22,6 +22,7 @@ from anyio import TASK_STATUS_IGNORED, CancelScope, Event, current_time, get_can
 from anyio.abc import TaskStatus
 from anyio.lowlevel import checkpoint_if_cancelled
 
+from .core import Core
 from .exceptions import HandshakeError
 from .loops import Loop, open_loop
 from .opening import Block, closing_code
@@ -133,7 +134,7 @@ class accept(Block):
         transport: Transport = StreamTransport(self._stream, loop)
         if self._ssl is not None:
             transport = TLSTransport(transport, self._ssl, loop.budget, server_side=True)
-        return await upgrade(transport, loop, self._rules, secure=self._ssl is not None)
+        return (await upgrade(transport, loop, self._rules, secure=self._ssl is not None))[0]
 
 
 class Server:
@@ -245,9 +246,9 @@ class Server:
         self._max_connections = max_connections
         self._tasks: Tasks | None = None
         self._listeners: list[socket.socket] = []
-        self._addresses: tuple[Any, ...] = ()
+        self._addresses: tuple[tuple[str, int] | str, ...] = ()
         self._accepting: list[CancelScope] = []
-        self._open: dict[WebSocket, CancelScope] = {}  # each with the scope of its handler
+        self._open: dict[WebSocket, tuple[Core, CancelScope]] = {}  # each with the scope of its handler
         self._handling: set[object] = set()  # their tasks
         self._running = 0  # connections, with those in their opening and closing handshakes
         self._accepted = self._rejected = 0
@@ -261,7 +262,7 @@ class Server:
         self._loop = open_loop(self._tasks.start_service)
         try:
             self._listeners = await self._listen()
-            self._addresses = tuple(_address(listener) for listener in self._listeners)
+            self._addresses = tuple(_listening_at(listener) for listener in self._listeners)
             for listener in self._listeners:
                 scope = CancelScope()
                 self._accepting.append(scope)
@@ -305,7 +306,7 @@ class Server:
     # What it is doing
 
     @property
-    def addresses(self) -> tuple[Any, ...]:
+    def addresses(self) -> tuple[tuple[str, int] | str, ...]:
         """Where it listens, or listened: (host, port) for each TCP socket, the path of a Unix socket."""
         return self._addresses
 
@@ -318,7 +319,7 @@ class Server:
         """
         for address in self._addresses:
             if isinstance(address, tuple):
-                return int(address[1])
+                return address[1]
         raise ValueError("this server does not listen on TCP, so it has no port")
 
     @property
@@ -327,7 +328,7 @@ class Server:
         scheme = "ws" if self._ssl is None else "wss"
         for address in self._addresses:
             if isinstance(address, tuple):
-                host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(address[0]), str(address[0]))
+                host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])
                 return f"{scheme}://[{host}]:{address[1]}/" if ":" in host else f"{scheme}://{host}:{address[1]}/"
         return f"{scheme}://localhost/"
 
@@ -352,7 +353,8 @@ class Server:
         transport: Transport = SocketTransport(sock, self._loop)
         if self._ssl is not None:
             transport = TLSTransport(transport, self._ssl, self._loop.budget, server_side=True)
-        self.start_connection(transport, address[:2] if isinstance(address, tuple) else address or None)
+        is_unix = sock.family == getattr(socket, "AF_UNIX", None)
+        self.start_connection(transport, None if is_unix else (address[0], address[1]))
 
     def start_connection(self, transport: Transport, remote_address: Address) -> None:
         """Serve a connection in a task of its own."""
@@ -370,7 +372,7 @@ class Server:
 
     async def _connection(self, transport: Transport, remote_address: Address) -> None:
         try:
-            ws = await upgrade(
+            ws, core = await upgrade(
                 transport,
                 self._loop,
                 self._rules,
@@ -382,20 +384,20 @@ class Server:
             self._rejected += 1
             logger.info("opening handshake with %s failed: %s", remote_address, exc, extra=NO_ID)
         else:
-            await self._handle(ws)
+            await self._handle(ws, core)
         finally:
             transport.abort()
             self._running -= 1
             if self._draining and not self._running:
                 self._closed.set()
 
-    async def _handle(self, ws: WebSocket) -> None:
+    async def _handle(self, ws: WebSocket, core: Core) -> None:
         """Call the handler, then close: with 1000, 1001 if it was cancelled, 1011 if it failed."""
         self._accepted += 1
-        self._open[ws] = scope = CancelScope()  # `drain` cancels it after its grace, nobody else
+        scope = CancelScope()  # `drain` cancels it after its grace, nobody else
+        self._open[ws] = core, scope
         task = self._loop.current_task()
         self._handling.add(task)
-        core = ws._core
         code = 1001  # if we are cancelled anywhere below
         try:
             try:
@@ -455,15 +457,15 @@ class Server:
             self._draining = True
             self._close_listeners()
             now = self._loop.time()
-            for ws in self._open:
-                self._loop.call_at(now + random.uniform(0, jitter), partial(ws._core.close, code, reason))
+            for core, _ in self._open.values():
+                self._loop.call_at(now + random.uniform(0, jitter), partial(core.close, code, reason))
             self._loop.call_at(now + jitter + grace, self._cancel_handlers)
             if not self._running:
                 self._closed.set()
         await self._closed.wait()
 
     def _cancel_handlers(self) -> None:
-        for scope in self._open.values():
+        for _, scope in self._open.values():
             scope.cancel()
 
     async def wait_closed(self) -> None:
@@ -474,9 +476,9 @@ class Server:
         await self._closed.wait()
 
 
-def _address(listener: socket.socket) -> Any:
-    name = listener.getsockname()
-    return name[:2] if isinstance(name, tuple) else os.fsdecode(name)
+def _listening_at(listener: socket.socket) -> tuple[str, int] | str:
+    name: Any = listener.getsockname()
+    return os.fsdecode(name) if listener.family == getattr(socket, "AF_UNIX", None) else (name[0], name[1])
 
 
 async def serve(

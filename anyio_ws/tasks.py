@@ -16,7 +16,7 @@ block's exception.
 
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from anyio import CancelScope, create_task_group, get_cancelled_exc_class
 
@@ -80,10 +80,11 @@ class Tasks:
         except BaseException as exc:
             error: BaseException = exc
             if isinstance(exc, BaseExceptionGroup):  # trio: a user's nursery mixes Cancelled in
-                stray, rest = exc.split(get_cancelled_exc_class())
+                stray, rest = cast("BaseExceptionGroup[BaseException]", exc).split(get_cancelled_exc_class())
                 if rest is None:
                     raise
-                error = rest if stray is not None else exc
+                if stray is not None:
+                    error = rest
             self.errors.append(error)
             self.scope.cancel()
 

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import selectors
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Unpack
 
@@ -243,7 +243,7 @@ class MemoryServer(Server):
             target: path and query.
             options: as for `connect`, but for those that say how to get there.
         """
-        return _MemoryConnect(self, target, **options)
+        return _MemoryConnect(self._pipe, target, **options)
 
     def _pipe(self, loop: Loop) -> MemoryTransport:
         client_end, server_end = memory_pipe(loop, self._loop)
@@ -252,12 +252,12 @@ class MemoryServer(Server):
 
 
 class _MemoryConnect(connect):
-    def __init__(self, server: MemoryServer, target: str, **options: Any) -> None:
+    def __init__(self, pipe: Callable[[Loop], Transport], target: str, **options: Any) -> None:
         super().__init__(URL + target, **options)
-        self._server = server
+        self._pipe = pipe
 
     async def _connected(self, loop: Loop) -> Transport:
-        return self._server._pipe(loop)
+        return self._pipe(loop)
 
 
 class RawFrame(NamedTuple):

@@ -65,7 +65,7 @@ async def upgrade(
     secure: bool,
     remote_address: Address = None,
     refusal: Callable[[], Response | None] = lambda: None,
-) -> WebSocket:
+) -> tuple[WebSocket, Core]:
     """Open a connection within `open_timeout`, or answer why not.
 
     Args:
@@ -81,11 +81,10 @@ async def upgrade(
     """
     timeout = rules.options.open_timeout
     try:
-        with CancelScope(deadline=math.inf if timeout is None else current_time() + timeout) as scope:
+        with CancelScope(deadline=math.inf if timeout is None else current_time() + timeout):
             if isinstance(transport, TLSTransport):
                 await transport.handshake()
             return await _upgrade(transport, loop, rules, secure, remote_address, refusal)
-        assert scope.cancelled_caught
         raise OpenTimeout(f"no request for a WebSocket was complete within open_timeout={timeout:g} s")
     except OSError as exc:
         transport.abort()
@@ -104,7 +103,7 @@ async def _upgrade(
     secure: bool,
     remote_address: Address,
     refusal: Callable[[], Response | None],
-) -> WebSocket:
+) -> tuple[WebSocket, Core]:
     handshake = rules.handshake(secure=secure, remote_address=remote_address)
     opening = Opening(transport, loop, handshake.feed)
     try:
@@ -133,7 +132,7 @@ async def _upgrade(
     )
     ws = WebSocket(core, request, response, handshake.subprotocol, remote_address)
     opening.hand_over(core, handshake.trailing_data)
-    return ws
+    return ws, core
 
 
 async def _decide(

@@ -18,15 +18,17 @@ _current_task = asyncio.current_task
 
 class AsyncioLoop(Loop):
     def __init__(self, native: asyncio.AbstractEventLoop, budget: Budget, spawn: Spawn) -> None:
-        super().__init__(budget, spawn)
-        self.native = native
         # The same clock, but uvloop reads it once per tick, to a millisecond: too coarse for a round-trip time.
         coarse = type(native).__module__.partition(".")[0] == "uvloop"
-        self.time = monotonic if coarse else native.time  # type: ignore[method-assign]
+        super().__init__(
+            budget,
+            spawn,
+            time=monotonic if coarse else native.time,
+            checkpoint=checkpoint,
+            checkpoint_if_cancelled=checkpoint_if_cancelled,
+        )
+        self.native = native
         self._timer: asyncio.TimerHandle | None = None
-
-    def time(self) -> float:
-        raise NotImplementedError  # pragma: no cover - replaced by the native clock
 
     def waiter(self) -> "AsyncioWaiter":
         return AsyncioWaiter(self.native, self.budget)
@@ -46,9 +48,6 @@ class AsyncioLoop(Loop):
         # Non-zero exactly where anyio, or a native cancel(), has delivered a cancellation; anyio's own check costs
         # ten times as much. (A scope that this very task has cancelled is noticed at its next suspension.)
         return _current_task().cancelling()  # type: ignore[union-attr]
-
-    checkpoint_if_cancelled = staticmethod(checkpoint_if_cancelled)
-    checkpoint = staticmethod(checkpoint)
 
     def close(self) -> None:
         self._timers.clear()

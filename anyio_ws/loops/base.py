@@ -127,18 +127,33 @@ class Timer:
 
 
 class Loop(ABC):
-    """An owner's adapter to the running event loop."""
+    """An owner's adapter to the running event loop.
 
-    def __init__(self, budget: Budget, spawn: Spawn) -> None:
+    Attributes:
+        budget: shared by all owners on the event loop.
+        spawn: starts a background task of the owner.
+        time: the loop's clock in seconds; virtual in tests.
+        checkpoint: yields to the other tasks, and raises if the caller is cancelled.
+        checkpoint_if_cancelled: only the latter.
+    """
+
+    def __init__(
+        self,
+        budget: Budget,
+        spawn: Spawn,
+        *,
+        time: Callable[[], float],
+        checkpoint: Callable[[], Awaitable[None]],
+        checkpoint_if_cancelled: Callable[[], Awaitable[None]],
+    ) -> None:
         self.budget = budget
         self.spawn = spawn
+        self.time = time
+        self.checkpoint = checkpoint
+        self.checkpoint_if_cancelled = checkpoint_if_cancelled
         self._timers: list[Timer] = []
         self._soon: list[Callable[[], None]] = []
         self._stall_ended = -math.inf
-
-    @abstractmethod
-    def time(self) -> float:
-        """The loop's clock in seconds; virtual in tests."""
 
     @abstractmethod
     def waiter(self) -> Waiter: ...
@@ -157,12 +172,6 @@ class Loop(ABC):
     @abstractmethod
     def may_be_cancelled(self) -> int:
         """Zero if `checkpoint_if_cancelled` surely would do nothing. It is called once per message."""
-
-    @abstractmethod
-    async def checkpoint_if_cancelled(self) -> None: ...
-
-    @abstractmethod
-    async def checkpoint(self) -> None: ...
 
     @abstractmethod
     def close(self) -> None:

@@ -62,16 +62,19 @@ class TrioWaiter(Waiter):
 
 class TrioLoop(Loop):
     def __init__(self, budget: Budget, spawn: Spawn) -> None:
-        super().__init__(budget, spawn)
+        super().__init__(
+            budget,
+            spawn,
+            time=trio.current_time,
+            checkpoint=checkpoint,
+            checkpoint_if_cancelled=checkpoint_if_cancelled,
+        )
         self._flagged: list[TrioReadiness] = []
         self._flags_due = math.inf
         self._timers_due = math.inf
         self._alarm = trio.CancelScope()  # its deadline ends the caretaker's sleep
         self._parking = TrioWaiter(budget)
         spawn(self._caretake)
-
-    def time(self) -> float:
-        return trio.current_time()
 
     def waiter(self) -> TrioWaiter:
         return TrioWaiter(self.budget)
@@ -89,9 +92,6 @@ class TrioLoop(Loop):
 
     def may_be_cancelled(self) -> int:
         return 1
-
-    checkpoint_if_cancelled = staticmethod(checkpoint_if_cancelled)
-    checkpoint = staticmethod(checkpoint)
 
     def close(self) -> None:
         self._timers.clear()

@@ -5,7 +5,7 @@ import socket
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from anyio.abc import SocketAttribute
 
@@ -174,4 +174,4 @@ class SocketTransport(Transport):
 
 def _address(address: Any) -> Any:
     """(host, port) for TCP, as anyio gives it; a path for a Unix socket."""
-    return address[:2] if isinstance(address, tuple) else address
+    return cast("tuple[str, int]", address[:2]) if isinstance(address, tuple) else address

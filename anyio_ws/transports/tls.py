@@ -173,18 +173,19 @@ class TLSTransport(Transport):
     @property
     def attributes(self) -> Mapping[Any, Callable[[], Any]]:
         tls = self._object
+        attribute: Any = TLSAttribute  # anyio declares each attribute as what it gives, not as the key that it is
         return {
             **self._inner.attributes,
-            TLSAttribute.alpn_protocol: tls.selected_alpn_protocol,
-            TLSAttribute.channel_binding_tls_unique: tls.get_channel_binding,
-            TLSAttribute.cipher: tls.cipher,
-            TLSAttribute.peer_certificate: lambda: tls.getpeercert(False),
-            TLSAttribute.peer_certificate_binary: lambda: tls.getpeercert(True),
-            TLSAttribute.server_side: lambda: self._server_side,
-            TLSAttribute.shared_ciphers: lambda: tls.shared_ciphers() if self._server_side else None,
-            TLSAttribute.ssl_object: lambda: tls,
-            TLSAttribute.standard_compatible: lambda: False,  # an end without close_notify is an end
-            TLSAttribute.tls_version: tls.version,
+            attribute.alpn_protocol: tls.selected_alpn_protocol,
+            attribute.channel_binding_tls_unique: tls.get_channel_binding,
+            attribute.cipher: tls.cipher,
+            attribute.peer_certificate: lambda: tls.getpeercert(False),
+            attribute.peer_certificate_binary: lambda: tls.getpeercert(True),
+            attribute.server_side: lambda: self._server_side,
+            attribute.shared_ciphers: lambda: tls.shared_ciphers() if self._server_side else None,
+            attribute.ssl_object: lambda: tls,
+            attribute.standard_compatible: lambda: False,  # an end without close_notify is an end
+            attribute.tls_version: tls.version,
         }
 
     # Downwards: the receiver of ciphertext
