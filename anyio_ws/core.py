@@ -18,6 +18,7 @@ assembled (`max_size`), one chunk not yet decoded, and the latest Ping.
 
 import logging
 import os
+import sys
 from collections import deque
 from typing import Literal
 
@@ -88,6 +89,7 @@ class Core:
 
         # Pings
         self.pings: dict[bytes, Ping] = {}
+        self._owed = 0  # of the peer's pings, those whose answer waits for the transport: one at most
         self.latency: float | None = None
         self._keepalive: Keepalive | None = None
         self._idle: Timer | None = None
@@ -181,7 +183,7 @@ class Core:
     def received(self, count: int) -> None:
         self.last_received = self.loop.time()
         self.bytes_received += count
-        room = self.options.receive_buffer_size - self.unread
+        room = self._room
         if self._lent:
             self._take(self.connection.filled(count, room))
         else:
@@ -203,11 +205,13 @@ class Core:
     def fail(self, exc: Exception, initiator: Literal["local", "peer"] = "peer") -> None:
         """The connection broke, or is given up: nothing more moves in either direction."""
         if not self.ended:
-            began, error = self._began, self.connection.error
+            began, error, received = self._began, self.connection.error, self.connection.close_received
             if began is not None:
                 self._end(CloseInfo(began.code, began.reason, "local", clean=False, cause=exc))
             elif error is not None:  # found earlier; its Close was waiting for the messages before it
                 self._end(CloseInfo(error.close_code, str(error), "local", clean=False, cause=error))
+            elif received is not None:  # it cannot be answered
+                self._end(CloseInfo(received.code, received.reason, "peer", clean=False, cause=exc))
             else:
                 self._end(CloseInfo(1006, "", initiator, clean=False, cause=exc))
         self._go(abort=True)
@@ -243,14 +247,20 @@ class Core:
             for payload in connection.pongs:
                 self._pong(payload)
             connection.pongs.clear()
-        if connection.ping is not None:
-            if self.debug:
-                self._log("< %s", describe(Opcode.PING, connection.ping))
-            self._answer()
+        if self.debug:
+            for payload in connection.pings[self._owed :]:
+                self._log("< %s", describe(Opcode.PING, payload))
         if connection.close_received is not None:
             self._peer_closed()
-        elif connection.error is not None:
+            return
+        self._answer()
+        if connection.error is not None:
             self._peer_erred(connection.error)
+
+    @property
+    def _room(self) -> int:
+        """How much the inbox takes. What comes after our Close is discarded, so it needs no room."""
+        return sys.maxsize if self.closing else self.options.receive_buffer_size - self.unread
 
     def _pause(self) -> None:
         if not self.paused and not self._hanging_up:
@@ -259,7 +269,7 @@ class Core:
 
     def make_room(self) -> None:
         """Messages were taken from a full inbox: go on when half of it is free, first with what is here undecoded."""
-        room = self.options.receive_buffer_size - self.unread
+        room = self._room
         if room < self.unread or self.connection.error is not None:
             return
         self.paused = False
@@ -270,17 +280,24 @@ class Core:
     # Sending
 
     def commit(self, opcode: int, payload: str | Buffer) -> None:
-        """Take a message for sending; it is its sender's turn."""
-        self.messages_sent += 1
-        if self.debug:
-            self._log("> %s", describe(opcode, payload))
+        """Take a message for sending; it is its sender's turn.
+
+        Raises:
+            UnicodeEncodeError: the str has a lone surrogate; nothing happened.
+        """
         if not isinstance(payload, str) and len(payload) >= LARGE and not self.is_client:
             header = encode_header(opcode, len(payload))
+            self.messages_sent += 1
             self.bytes_sent += len(header) + len(payload)
+            if self.debug:
+                self._log("> %s", describe(opcode, payload))
             self.outbox.write_parts(header, payload)
             return
         frame = self.connection.encode(opcode, payload)
+        self.messages_sent += 1
         self.bytes_sent += len(frame)
+        if self.debug:
+            self._log("> %s", describe(opcode, payload))
         if self.inbox:
             self.outbox.join(frame)  # more messages wait to be received: their replies can leave together
         else:
@@ -288,13 +305,13 @@ class Core:
 
     def commit_many(self, items: list[tuple[int, str | Buffer]]) -> None:
         """The same for messages that go out in one write."""
+        encode = self.connection.encode
+        frames = b"".join([encode(opcode, payload) for opcode, payload in items])
         self.messages_sent += len(items)
+        self.bytes_sent += len(frames)
         if self.debug:
             for opcode, payload in items:
                 self._log("> %s", describe(opcode, payload))
-        encode = self.connection.encode
-        frames = b"".join([encode(opcode, payload) for opcode, payload in items])
-        self.bytes_sent += len(frames)
         self.outbox.write(frames)
 
     def _control(self, frame: bytes) -> None:
@@ -304,8 +321,7 @@ class Core:
 
     def _written(self) -> None:
         """The outbox is empty."""
-        if self.connection.ping is not None:
-            self._answer()
+        self._answer()
         if any(ping.sent is None for ping in self.pings.values()):
             now = self.loop.time()
             for ping in self.pings.values():
@@ -316,14 +332,20 @@ class Core:
     # Pings
 
     def _answer(self) -> None:
-        """Answer the latest Ping; while frames wait for the transport it waits too, and a later one replaces it."""
-        if not self.outbox.blocked:
-            frame = self.connection.answer()
-            if frame:
-                self.pongs_sent += 1
-                if self.debug:
-                    self._log("> PONG")
-                self._control(frame)
+        """Answer Pings, unless frames wait for the transport: then the latest waits too, and a later one replaces it."""
+        pings = self.connection.pings
+        if not pings or self.ended:
+            return
+        if self.outbox.blocked:
+            del pings[:-1]
+            self._owed = 1
+            return
+        self._owed = 0
+        self.pongs_sent += len(pings)
+        if self.debug:
+            for payload in pings:
+                self._log("> %s", describe(Opcode.PONG, payload))
+        self._control(self.connection.answer())
 
     def ping(self, payload: bytes, done: Event | None = None) -> Ping:
         """Send a Ping."""
@@ -391,9 +413,7 @@ class Core:
         self.closing = True
         self._control(frame)
         self.outbox.close()
-        self.discarded += len(self.inbox)
-        self.inbox.clear()
-        self.unread = 0
+        self._discard()
         if self.gone:
             return  # it broke in this very call
         if self.options.close_timeout is not None:
@@ -402,10 +422,18 @@ class Core:
             self.make_room()
         self.transport.watch()
 
-    def refuse(self, code: int, cause: Exception) -> None:
+    def _discard(self) -> None:
+        """Nobody is to receive what is in the inbox."""
+        self.discarded += len(self.inbox)
+        self.inbox.clear()
+        self.unread = 0
+
+    def refuse(self, code: int, cause: Exception, *, keep_inbox: bool = False) -> None:
         """Fail the connection, RFC 6455 §7.1.7: say why, then hang up."""
         if self.ended:
             return
+        if not keep_inbox:
+            self._discard()
         if self._began is not None:
             code, reason = self._began.code, self._began.reason
         else:
@@ -523,14 +551,9 @@ class Core:
     def _deadline_due(self) -> None:
         error = self.connection.error
         if not self.ended and error is not None and self._began is None:
-            self.refuse(error.close_code, error)  # nobody has received what came before it
+            self.refuse(error.close_code, error, keep_inbox=True)  # nobody has received what came before it
         else:
             self.fail(TimeoutError("the peer did not finish the closing handshake in time (close_timeout)"))
-
-    def limit_closing(self, seconds: float) -> None:
-        """Bring the deadline of the ending forward."""
-        if self._deadline is None or self._deadline.when > self.loop.time() + seconds:
-            self._set_deadline(seconds)
 
     # Logging
 

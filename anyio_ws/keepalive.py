@@ -112,6 +112,8 @@ class Keepalive:
 
     def _probe(self, now: float) -> None:
         self._ping = self._connection.probe()
+        if self._connection.ended:
+            return  # it broke in this very call
         self._probed = now
         self._arm(now + (self._interval if self._timeout is None else self._timeout))
 

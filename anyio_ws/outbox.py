@@ -96,6 +96,8 @@ class Outbox:
                 # The caller may change a bytearray once send() has returned; bytes stay as they are.
                 self._keep(payload if isinstance(payload.obj, bytes) else bytes(payload))
                 return
+            if self._transport.closed:
+                return  # it failed in this very call
             header = header[taken:]
             self.blocked = True
         self._buffers += (header, payload if isinstance(payload, bytes) else bytes(payload))

@@ -1,10 +1,10 @@
 """`WebSocket.run`: several functions over one connection, none of which outlives the others."""
 
-import math
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, cast
 
 from anyio import sleep, sleep_forever
+from anyio.lowlevel import checkpoint
 
 from .core import Core
 from .exceptions import ConnectionClosed, ConnectionClosedError
@@ -41,10 +41,13 @@ async def run(ws: "WebSocket", core: Core, functions: tuple[Callable[["WebSocket
 
     async def end() -> None:
         nonlocal cut
+        await checkpoint()  # if the connection has ended already, a function gets as far as its first receive
         await ws.wait_closed()
         if core.receiving_done != before:
             timeout = core.options.close_timeout
-            await sleep(math.inf if timeout is None else timeout)
+            if timeout is None:
+                return
+            await sleep(timeout)
         cut = True
         tasks.scope.cancel()
 

@@ -307,7 +307,7 @@ class Server:
 
     @property
     def addresses(self) -> tuple[tuple[str, int] | str, ...]:
-        """Where it listens, or listened: (host, port) for each TCP socket, the path of a Unix socket."""
+        """(host, port) of each TCP socket it listens on, the path of a Unix socket; they stay when it has closed."""
         return self._addresses
 
     @property

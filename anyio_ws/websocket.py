@@ -17,7 +17,7 @@ from anyio import BusyResourceError, EndOfStream, Event
 from anyio.abc import ObjectStream
 
 from .core import Core
-from .exceptions import CloseInfo
+from .exceptions import CloseInfo, ConnectionClosedError
 from .protocol import Opcode, ProtocolError, Request, Response
 from .protocol.frames import MESSAGE_OVERHEAD, is_valid_close_code
 from .running import run
@@ -174,10 +174,9 @@ class WebSocket(ObjectStream[str | bytes]):
         message = await self.receive()
         if isinstance(message, str):
             return message
-        self._core.refuse(
-            1003, ProtocolError(f"a binary message of {len(message):,} bytes came, expected text (receive_text)", 1003)
+        raise self._refuse(
+            ProtocolError(f"a binary message of {len(message):,} bytes came, expected text (receive_text)", 1003)
         )
-        raise self._core.exception(receiving=True)
 
     async def receive_bytes(self) -> bytes:
         """Receive the payload of the next message as bytes, whether it is text or binary.
@@ -205,10 +204,21 @@ class WebSocket(ObjectStream[str | bytes]):
             return self._core.options.json.loads(message)
         except ValueError as exc:
             kind = "text" if isinstance(message, str) else "binary"
-            error = ProtocolError(f"a {kind} message of {len(message):,} came that is not JSON (receive_json)", 1007)
+            unit = "characters" if isinstance(message, str) else "bytes"
+            error = ProtocolError(
+                f"a {kind} message of {len(message):,} {unit} came that is not JSON (receive_json)", 1007
+            )
             error.__cause__ = exc
-            self._core.refuse(1007, error)
-        raise self._core.exception(receiving=True)
+            raise self._refuse(error) from error
+
+    def _refuse(self, error: ProtocolError) -> ConnectionClosedError:
+        """Close because of a message that the caller cannot use, also one that came before the peer's Close."""
+        core = self._core
+        core.refuse(error.close_code, error)
+        assert core.close_info is not None
+        exc = ConnectionClosedError(core.close_info)
+        exc.__cause__ = error
+        return exc
 
     def __aiter__(self) -> "Messages[str | bytes]":  # type: ignore[override]  # plain, and it may be abandoned
         return Messages(self.receive)

@@ -45,9 +45,9 @@ class Connection:
 
     Attributes:
         news: something below has changed since the caller last set this to False.
-        ping: payload of the latest Ping that still has no answer. "If an endpoint receives a Ping frame and has not yet
-            sent Pong frame(s) in response to previous Ping frame(s), the endpoint MAY elect to send a Pong frame for
-            only the most recently processed Ping frame" (§5.5.3), so one slot is enough, whatever the peer sends.
+        pings: payloads of the Pings that have no answer yet. "If an endpoint receives a Ping frame and has not yet sent
+            Pong frame(s) in response to previous Ping frame(s), the endpoint MAY elect to send a Pong frame for only
+            the most recently processed Ping frame" (§5.5.3): a caller who cannot answer them keeps the last one.
         pongs: payloads of the Pongs received; the caller empties the list.
         close_received: the peer's Close.
         close_sent: ours.
@@ -62,7 +62,7 @@ class Connection:
         "close_sent",
         "error",
         "news",
-        "ping",
+        "pings",
         "pings_received",
         "pongs",
         "pongs_received",
@@ -72,7 +72,7 @@ class Connection:
         self._decoder = Decoder(is_client=is_client, max_size=max_size, on_control=self._on_control)
         self._keys = MaskingKeys() if is_client else None
         self.news = False
-        self.ping: bytes | None = None
+        self.pings: list[bytes] = []
         self.pongs: list[bytes] = []
         self.pings_received = self.pongs_received = 0
         self.close_received: Close | None = None
@@ -124,7 +124,7 @@ class Connection:
         self.news = True
         if opcode == Opcode.PING:
             self.pings_received += 1
-            self.ping = payload
+            self.pings.append(payload)
         elif opcode == Opcode.PONG:
             self.pongs_received += 1
             self.pongs.append(payload)
@@ -152,14 +152,13 @@ class Connection:
         return self._close(code, reason)
 
     def answer(self) -> bytes:
-        """Return the frames that are owed: the Pong to the latest Ping, then the answer to a Close."""
+        """Return the frames that are owed: Pongs, or the answer to a Close."""
         frames = b""
-        if self.ping is not None:
-            # "Upon receipt of a Ping frame, an endpoint MUST send a Pong frame in response, unless it already received
-            # a Close frame." (§5.5.2)
-            if self.close_received is None:
-                frames = self.encode(Opcode.PONG, self.ping)
-            self.ping = None
+        # "Upon receipt of a Ping frame, an endpoint MUST send a Pong frame in response, unless it already received a
+        # Close frame." (§5.5.2)
+        if self.close_received is None:
+            frames = b"".join([self.encode(Opcode.PONG, payload) for payload in self.pings])
+        self.pings.clear()
         if self.close_received is not None and self.close_sent is None:
             # "If an endpoint receives a Close frame and did not previously send a Close frame, the endpoint MUST send a
             # Close frame in response. (When sending a Close frame in response, the endpoint typically echos the status
