@@ -371,7 +371,7 @@ class Core:
             if ping.done is not None:
                 ping.done.set()
             if earlier == payload:
-                self.latency = now - (ping.sent or now)
+                self.latency = ping.round_trip
                 return
 
     def probe(self) -> Ping:

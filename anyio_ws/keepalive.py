@@ -11,7 +11,7 @@ if it stays silent for `ping_timeout` after that was written, the connection has
 There is no task: the owner's heap of timers serves all its connections, and receiving only records a time.
 """
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from anyio import Event
 
@@ -34,6 +34,13 @@ class Ping:
         self.answered: float | None = None
         self.done = done
 
+    @property
+    def round_trip(self) -> float:
+        """Seconds from writing it to the Pong; 0 if a guess of the peer's answered it before it was written."""
+        if self.sent is None or self.answered is None:
+            return 0.0
+        return self.answered - self.sent
+
 
 class Kept(Protocol):
     """What keepalive needs of a connection."""
@@ -55,7 +62,7 @@ class Kept(Protocol):
         """Read once without waiting."""
         ...
 
-    def fail(self, exc: Exception) -> None: ...
+    def fail(self, exc: Exception, initiator: Literal["local", "peer"]) -> None: ...
 
     def stalled(self, seconds: float) -> None:
         """Warn that the event loop was blocked."""
@@ -122,7 +129,7 @@ class Keepalive:
         connection.poll()  # after a busy tick the Pong may still be in the kernel
         if connection.ended:
             return
-        if connection.last_received > self._probed or self._timeout is None:
+        if connection.last_received >= self._probed or self._timeout is None:
             self._ping = None
             self._arm(max(connection.last_received + self._interval, now))
             return
@@ -130,4 +137,5 @@ class Keepalive:
         if now < (deadline := max(since, self._probed) + self._timeout):
             self._arm(deadline)
             return
-        connection.fail(TimeoutError(f"the peer was silent for {self._timeout:g} s after a ping (ping_timeout)"))
+        exc = TimeoutError(f"the peer was silent for {self._timeout:g} s after a ping (ping_timeout)")
+        connection.fail(exc, "local")

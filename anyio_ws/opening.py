@@ -35,7 +35,8 @@ class Opening(Generic[T]):
         self._feed = feed
         self._scratch = loop.budget.scratch
         self._result: T | None = None
-        self._error: Exception | None = None
+        self._invalid: Exception | None = None  # what came is not what may come
+        self._error: Exception | None = None  # the transport failed
         self._discarding = False
         self._eof = False
         self._unsent = memoryview(b"")
@@ -50,6 +51,8 @@ class Opening(Generic[T]):
         """
         self._transport.start()
         while self._result is None:
+            if self._invalid is not None:
+                raise self._invalid
             if self._error is not None:
                 raise self._error
             await self._transport.wait()
@@ -72,6 +75,7 @@ class Opening(Generic[T]):
         """End our side; give the peer some time to read the answer and to end too. Then close."""
         self._discarding = True
         self._transport.shutdown()
+        self._transport.resume()  # the peer may have said so much that reading was paused
         with CancelScope(deadline=current_time() + seconds):
             while not self._eof and self._error is None:
                 await self._transport.wait()
@@ -85,7 +89,8 @@ class Opening(Generic[T]):
             return
         data = bytes(self._scratch[:count])
         if self._result is None:
-            self._try(data)
+            if self._invalid is None:
+                self._try(data)
         else:
             self.early += data
             if len(self.early) >= MAX_EARLY:
@@ -93,7 +98,7 @@ class Opening(Generic[T]):
 
     def eof(self) -> None:
         self._eof = True
-        if self._result is None and not self._discarding:
+        if self._result is None and self._invalid is None:
             self._try(b"")
         self._transport.wake()
 
@@ -101,8 +106,8 @@ class Opening(Generic[T]):
         try:
             self._result = self._feed(data)
         except Exception as exc:
-            self._error = exc
-        if self._result is not None or self._error is not None:
+            self._invalid = exc
+        if self._result is not None or self._invalid is not None:
             self._transport.wake()
 
     def writable(self) -> None:
@@ -120,7 +125,7 @@ class Opening(Generic[T]):
         core.start(trailing_data + self.early)
         if self._error is not None:
             core.fail(self._error)
-        elif self._eof and not core.ended:
+        elif self._eof:
             core.eof()
 
 

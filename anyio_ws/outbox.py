@@ -34,6 +34,9 @@ class Outbox:
         size: bytes that are committed and not taken by the transport.
         blocked: the transport took less than it was given; it will say when it takes more.
         closed: nobody may commit anything any more.
+        limit: as given.
+        turns: senders that wait to commit. A newcomer may commit at once if there are none and the size is under the
+            limit; `send` asks for itself, because it is the hottest path.
     """
 
     __slots__ = (
@@ -41,13 +44,13 @@ class Outbox:
         "_buffers",
         "_drained",
         "_join",
-        "_limit",
         "_loop",
         "_transport",
-        "_turns",
         "blocked",
         "closed",
+        "limit",
         "size",
+        "turns",
     )
 
     def __init__(self, transport: Transport, loop: Loop, limit: int) -> None:
@@ -56,21 +59,12 @@ class Outbox:
         self.closed = False
         self._transport = transport
         self._loop = loop
-        self._limit = limit
+        self.limit = limit
         self._join = min(JOIN_SIZE, limit)
         self._buffers: deque[Buffer] = deque()
         self._armed = False  # the end of the tick flushes
-        self._turns: deque[Waiter] = deque()  # senders that wait to commit
+        self.turns: deque[Waiter] = deque()
         self._drained: deque[Waiter] = deque()  # senders that have committed and wait for room
-
-    @property
-    def must_wait(self) -> bool:
-        """A newcomer may not commit at once."""
-        return self.size >= self._limit or bool(self._turns)
-
-    @property
-    def full(self) -> bool:
-        return self.size >= self._limit
 
     # Committing
 
@@ -135,7 +129,7 @@ class Outbox:
             if taken != sum(map(len, offered)):
                 self.blocked = True
             self._forget(taken)
-        if self.size < self._limit and (self._drained or self._turns):
+        if self.size < self.limit and (self._drained or self.turns):
             for waiter in self._drained:
                 waiter.wake()
             self._next_turn()
@@ -163,7 +157,7 @@ class Outbox:
     def close(self) -> None:
         """Refuse newcomers and those who wait; what is committed still goes out."""
         self.closed = True
-        for waiter in (*self._turns, *self._drained):
+        for waiter in (*self.turns, *self._drained):
             waiter.wake()
 
     def clear(self) -> None:
@@ -177,12 +171,12 @@ class Outbox:
     async def turn(self) -> None:
         """Wait until the caller may commit; it then does so without a suspension. Returns early if closed."""
         waiter = self._loop.waiter()
-        self._turns.append(waiter)
+        self.turns.append(waiter)
         try:
-            while not self.closed and (self.size >= self._limit or self._turns[0] is not waiter):
+            while not self.closed and (self.size >= self.limit or self.turns[0] is not waiter):
                 await waiter.wait()
         finally:
-            self._turns.remove(waiter)
+            self.turns.remove(waiter)
             # Also if the wake-up was for us and we were cancelled in the same tick: the turn must not get lost. If we
             # do commit, the next one looks again before it does.
             self._next_turn()
@@ -192,11 +186,11 @@ class Outbox:
         waiter = self._loop.waiter()
         self._drained.append(waiter)
         try:
-            while not self.closed and self.size >= self._limit:
+            while not self.closed and self.size >= self.limit:
                 await waiter.wait()
         finally:
             self._drained.remove(waiter)
 
     def _next_turn(self) -> None:
-        if self._turns and self.size < self._limit:
-            self._turns[0].wake()
+        if self.turns and self.size < self.limit:
+            self.turns[0].wake()

@@ -9,6 +9,7 @@ and whoever calls it only waits for the last handler.
 """
 
 import json as standard_json
+import math
 import os
 import random
 import socket
@@ -25,7 +26,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from .core import Core
 from .exceptions import HandshakeError
 from .loops import Loop, open_loop
-from .opening import Block, closing_code
+from .opening import Block
 from .options import JSON, Options, SharedOptions
 from .protocol import Response
 from .protocol.frames import is_valid_close_code
@@ -35,10 +36,10 @@ from .running import is_own_closing
 from .stats import ServerStats
 from .tasks import Tasks
 from .transports.base import Transport
-from .transports.listening import accept_from, close_listener, listen_tcp, listen_unix
+from .transports.listening import accept_from, close_listener, listen_tcp, listen_unix, remove_socket_file
 from .transports.socket import SocketTransport
 from .transports.stream import AnyStream, StreamTransport
-from .transports.tls import TLSTransport
+from .transports.tls import TLSTransport, check_context
 from .upgrade import NO_ID, Address, ProcessRequest, Rules, logger, upgrade
 from .websocket import WebSocket
 
@@ -108,6 +109,8 @@ class accept(Block):
         json: JSON = standard_json,
     ) -> None:
         super().__init__()
+        if ssl is not None:
+            check_context(ssl, server_side=True)
         self._stream = stream
         self._ssl = ssl
         self._rules = Rules(
@@ -172,7 +175,7 @@ class Server:
         compression: None; permessage-deflate is not available in this version.
         json: what `send_json` and `receive_json` use: anything with `dumps` and `loads`.
 
-    For times, sizes and `max_connections` None means no limit; `Options` has the details.
+    For times, `max_size` and `max_connections` None means no limit; `Options` has the details.
 
     Raises:
         ValueError, TypeError: an option has a value that cannot be, at once.
@@ -215,6 +218,8 @@ class Server:
             raise ValueError("a server listens on a port, on uds or on listeners: exactly one of these options")
         if host is not None and port is None:
             raise ValueError("host goes with port")
+        if ssl is not None:
+            check_context(ssl, server_side=True)
         if max_connections is not None and max_connections < 1:
             raise ValueError(f"max_connections must be at least 1 or None, not {max_connections!r}")
         self._rules = Rules(
@@ -247,9 +252,9 @@ class Server:
         self._tasks: Tasks | None = None
         self._listeners: list[socket.socket] = []
         self._addresses: tuple[tuple[str, int] | str, ...] = ()
-        self._accepting: list[CancelScope] = []
         self._open: dict[WebSocket, tuple[Core, CancelScope]] = {}  # each with the scope of its handler
         self._handling: set[object] = set()  # their tasks
+        self._opening: set[CancelScope] = set()  # of the opening handshakes
         self._running = 0  # connections, with those in their opening and closing handshakes
         self._accepted = self._rejected = 0
         self._draining = False
@@ -264,9 +269,7 @@ class Server:
             self._listeners = await self._listen()
             self._addresses = tuple(_listening_at(listener) for listener in self._listeners)
             for listener in self._listeners:
-                scope = CancelScope()
-                self._accepting.append(scope)
-                self._tasks.start(self._accept, listener, scope)
+                self._tasks.start(accept_from, listener, self._start, logger)
         except BaseException as exc:
             await self._leave(exc)
             raise
@@ -297,11 +300,11 @@ class Server:
         return await listen_tcp(self._host, self._port, backlog=self._backlog, reuse_port=self._reuse_port)
 
     def _close_listeners(self) -> None:
-        for scope in self._accepting:
-            scope.cancel()
-        for listener in self._listeners:
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
             close_listener(listener)
-        self._listeners = []
+        if listeners and self._uds is not None:
+            remove_socket_file(self._uds)
 
     # What it is doing
 
@@ -344,10 +347,6 @@ class Server:
 
     # Connections
 
-    async def _accept(self, listener: socket.socket, scope: CancelScope) -> None:
-        with scope:
-            await accept_from(listener, self._start, logger)
-
     def _start(self, sock: socket.socket, address: Any) -> None:
         assert self._tasks is not None
         transport: Transport = SocketTransport(sock, self._loop)
@@ -372,24 +371,33 @@ class Server:
 
     async def _connection(self, transport: Transport, remote_address: Address) -> None:
         try:
-            ws, core = await upgrade(
-                transport,
-                self._loop,
-                self._rules,
-                secure=self._ssl is not None,
-                remote_address=remote_address,
-                refusal=self._refusal,
-            )
-        except HandshakeError as exc:
-            self._rejected += 1
-            logger.info("opening handshake with %s failed: %s", remote_address, exc, extra=NO_ID)
-        else:
-            await self._handle(ws, core)
+            opened = await self._opened(transport, remote_address)
+            if opened is not None:
+                await self._handle(*opened)
         finally:
             transport.abort()
             self._running -= 1
             if self._draining and not self._running:
                 self._closed.set()
+
+    async def _opened(self, transport: Transport, remote_address: Address) -> tuple[WebSocket, Core] | None:
+        with CancelScope() as scope:  # `drain` cancels it after its grace, nobody else
+            self._opening.add(scope)
+            try:
+                return await upgrade(
+                    transport,
+                    self._loop,
+                    self._rules,
+                    secure=self._ssl is not None,
+                    remote_address=remote_address,
+                    refusal=self._refusal,
+                )
+            except HandshakeError as exc:
+                self._rejected += 1
+                logger.info("opening handshake with %s failed: %s", remote_address, exc, extra=NO_ID)
+            finally:
+                self._opening.discard(scope)
+        return None
 
     async def _handle(self, ws: WebSocket, core: Core) -> None:
         """Call the handler, then close: with 1000, 1001 if it was cancelled, 1011 if it failed."""
@@ -405,11 +413,13 @@ class Server:
                     await self._handler(ws)
                 code = 1001 if scope.cancelled_caught else 1000
             except Exception as exc:
-                if is_own_closing(exc, core):
-                    code = 1000  # its connection has ended, which is logged already; it did not fail
-                else:
-                    code = closing_code(exc)
-                    logger.error("handler failed", exc_info=exc, extra={"connection_id": ws.id})
+                code = _failed(exc, ws, core)
+            except BaseExceptionGroup as group:  # trio: a nursery of the handler mixes our cancellation in
+                rest = group.split(get_cancelled_exc_class())[1]
+                if isinstance(rest, ExceptionGroup):
+                    code = _failed(rest, ws, core)
+                elif rest is not None:
+                    raise
             try:
                 await checkpoint_if_cancelled()  # a handler may have swallowed its cancellation
             except get_cancelled_exc_class():
@@ -459,14 +469,21 @@ class Server:
             now = self._loop.time()
             for core, _ in self._open.values():
                 self._loop.call_at(now + random.uniform(0, jitter), partial(core.close, code, reason))
-            self._loop.call_at(now + jitter + grace, self._cancel_handlers)
+            if grace < math.inf:
+                self._loop.call_at(now + jitter + grace, self._end_grace)
             if not self._running:
                 self._closed.set()
         await self._closed.wait()
 
-    def _cancel_handlers(self) -> None:
-        for _, scope in self._open.values():
+    def _end_grace(self) -> None:
+        """Cancel the handlers, and handshakes; closing handshakes have until the bound of any cancellation."""
+        for scope in (*self._opening, *(scope for _, scope in self._open.values())):
             scope.cancel()
+        self._loop.call_at(self._loop.time() + self._rules.options.ending_bound, self._abort_connections)
+
+    def _abort_connections(self) -> None:
+        for core, _ in self._open.values():
+            core.abort()
 
     async def wait_closed(self) -> None:
         """Wait until the server is drained, or its block is left.
@@ -474,6 +491,14 @@ class Server:
         Cancellation: safe.
         """
         await self._closed.wait()
+
+
+def _failed(exc: Exception, ws: WebSocket, core: Core) -> int:
+    """A handler raised: log it; return the close code."""
+    if is_own_closing(exc, core):
+        return 1000  # its connection has ended, which is logged already; it did not fail
+    logger.error("handler failed", exc_info=exc, extra={"connection_id": ws.id})
+    return 1011
 
 
 def _listening_at(listener: socket.socket) -> tuple[str, int] | str:

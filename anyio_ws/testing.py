@@ -12,6 +12,7 @@ Nothing here needs pytest, and trio only where trio runs.
 """
 
 import asyncio
+import errno
 import logging
 import selectors
 from collections import deque
@@ -23,6 +24,7 @@ from anyio import CancelScope, EndOfStream, current_time
 
 from .client import connect
 from .core import Core
+from .exceptions import ConnectFailed
 from .loops import Loop, open_loop
 from .opening import closing_code
 from .options import Options, SharedOptions
@@ -246,6 +248,8 @@ class MemoryServer(Server):
         return _MemoryConnect(self._pipe, target, **options)
 
     def _pipe(self, loop: Loop) -> MemoryTransport:
+        if self._closed.is_set():
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "the server is closed")
         client_end, server_end = memory_pipe(loop, self._loop)
         self.start_connection(server_end, None)
         return client_end
@@ -257,7 +261,10 @@ class _MemoryConnect(connect):
         self._pipe = pipe
 
     async def _connected(self, loop: Loop) -> Transport:
-        return self._pipe(loop)
+        try:
+            return self._pipe(loop)
+        except ConnectionRefusedError as exc:
+            raise ConnectFailed(exc.errno, f"cannot connect to the MemoryServer: {exc.strerror}") from exc
 
 
 class RawFrame(NamedTuple):
@@ -308,10 +315,12 @@ class RawPeer:
     def close(self) -> None:
         """Close the transport, without a Close frame."""
         self._transport.close()
+        self.eof()
 
     def reset(self) -> None:
         """Reset the connection."""
         self._transport.abort()
+        self.eof()
 
     def pause(self) -> None:
         """Read nothing until `resume`, as a peer that hangs."""

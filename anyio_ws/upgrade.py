@@ -112,7 +112,7 @@ async def _upgrade(
         if response is None or response.status_code == 101:
             response, data = _accept(handshake, request, response)
         else:
-            data = _reject(handshake, response)
+            response, data = _reject(handshake, response)
     except InvalidHandshake as exc:
         if exc.response is not None:
             await opening.send(handshake.reject(exc.response))
@@ -151,6 +151,8 @@ async def _decide(
         except Exception:
             logger.exception("process_request failed", extra=NO_ID)
             return Response(500, body="internal error\n")
+        if request.is_websocket and (response is None or response.status_code == 101):
+            response = refusal() or response  # while it waited, the last place may have been taken
     if response is None and not request.is_websocket:
         # "the server MUST [...] send an Upgrade header field in a 426 response to indicate the required protocol(s)"
         # (RFC 9110 §15.5.22)
@@ -169,9 +171,10 @@ def _accept(handshake: ServerHandshake, request: Request, response: Response | N
         return response, handshake.reject(response)
 
 
-def _reject(handshake: ServerHandshake, response: Response) -> bytes:
+def _reject(handshake: ServerHandshake, response: Response) -> tuple[Response, bytes]:
     try:
-        return handshake.reject(response)
+        return response, handshake.reject(response)
     except ValueError:
         logger.exception("process_request failed", extra=NO_ID)
-        return handshake.reject(Response(500, body="internal error\n"))
+        response = Response(500, body="internal error\n")
+        return response, handshake.reject(response)

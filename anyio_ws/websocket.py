@@ -271,10 +271,10 @@ class WebSocket(ObjectStream[str | bytes]):
         else:
             opcode, item = _kind(item, text)
         outbox = self._outbox
-        if outbox.must_wait:
+        if outbox.size >= outbox.limit or outbox.turns:
             await self._turn()
         core.commit(opcode, item)
-        if outbox.size or core.closing:
+        if outbox.size >= outbox.limit or core.closing:
             await self._settle()
 
     async def _turn(self) -> None:
@@ -284,8 +284,8 @@ class WebSocket(ObjectStream[str | bytes]):
             raise self._core.exception()
 
     async def _settle(self) -> None:
-        """Something is committed but not gone: wait if that is too much."""
-        if self._outbox.full:
+        """Wait until what is committed is less than the limit."""
+        if self._outbox.size >= self._outbox.limit:
             self._core.transport.watch()
             await self._outbox.drained()
         if self._core.ended:
@@ -306,6 +306,9 @@ class WebSocket(ObjectStream[str | bytes]):
         batch: list[tuple[int, str | Buffer]] = []
         size = 0
         checked = [_kind(item, None) for item in items]
+        for _, payload in checked:
+            if isinstance(payload, str) and not payload.isascii():
+                payload.encode()  # may have a lone surrogate
         limit = self._core.options.write_buffer_size
         for message in checked:
             batch.append(message)
@@ -319,7 +322,7 @@ class WebSocket(ObjectStream[str | bytes]):
     async def _send_batch(self, batch: list[tuple[int, str | Buffer]]) -> None:
         if self._core.closing:
             raise self._core.exception()
-        if self._outbox.must_wait:
+        if self._outbox.size >= self._outbox.limit or self._outbox.turns:
             await self._turn()
         self._core.commit_many(batch)
         await self._settle()
@@ -405,7 +408,7 @@ class WebSocket(ObjectStream[str | bytes]):
                 del core.pings[payload]
         if ping.answered is None:
             raise core.exception()
-        return ping.answered - (ping.sent or ping.answered)
+        return ping.round_trip
 
     @property
     def latency(self) -> float | None:

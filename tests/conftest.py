@@ -42,7 +42,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # What pytest-timeout's signal raises ends a test on asyncio. uvloop does not let it through, and trio, which anyio
-    # runs as a guest, goes on while its runner waits for it. There, the other method prints the stacks and ends the run.
+    # runs as a guest, goes on while its runner waits for it. There the other method prints all stacks and ends the run.
     for item in items:
         callspec = getattr(item, "callspec", None)
         if callspec and callspec.params.get("anyio_backend") in ("trio", "uvloop"):

@@ -453,7 +453,7 @@ class Decoder:
             room: as for ``feed``.
 
         Returns:
-            The messages that were completed: at most one.
+            The messages that were completed, at most one.
         """
         self._release_view()
         if self._key:

@@ -6,7 +6,7 @@ No method of a Receiver raises `Exception`, and none of a Transport lets an OSEr
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 Buffer = bytes | bytearray | memoryview
@@ -68,7 +68,7 @@ class Transport(ABC):
         """Make sure that somebody reads from now on, although no task is in `wait`."""
 
     @abstractmethod
-    async def wait(self) -> None:
+    def wait(self) -> Awaitable[None]:
         """Wait until something was read or `wake` was called; may return early. For one task at a time."""
 
     @abstractmethod

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from anyio import getaddrinfo, sleep, wait_readable
+from anyio import ClosedResourceError, getaddrinfo, notify_closing, sleep, wait_readable
 
 ACCEPTS_PER_WAKEUP = 64
 """Connections accepted in a row; then the others have their turn."""
@@ -108,6 +108,8 @@ def listen_unix(path: str | bytes | os.PathLike[str], *, backlog: int) -> socket
 
 def _is_abandoned(name: str | bytes) -> bool:
     """Whether a file is a socket on which nobody listens."""
+    if name[:1] in ("\0", b"\0"):  # Linux's abstract namespace has no files
+        return False
     if not stat.S_ISSOCK(os.stat(name).st_mode):
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -121,19 +123,24 @@ def _is_abandoned(name: str | bytes) -> bool:
     return False
 
 
-def close_listener(listener: socket.socket) -> None:
-    """Close a listening socket; the file of a Unix socket goes too, if it is still this one's."""
-    name = listener.getsockname() if listener.family == getattr(socket, "AF_UNIX", None) else None
-    listener.close()
-    if name:
-        with suppress(OSError):
+def remove_socket_file(path: str | bytes | os.PathLike[str]) -> None:
+    """Remove the file of a Unix socket that was closed, unless somebody else listens there meanwhile."""
+    name = os.fspath(path)
+    with suppress(OSError):
+        if _is_abandoned(name):
             os.unlink(name)
+
+
+def close_listener(listener: socket.socket) -> None:
+    """Close a listening socket; `accept_from` returns."""
+    notify_closing(listener)
+    listener.close()
 
 
 async def accept_from(
     listener: socket.socket, start: Callable[[socket.socket, Any], None], logger: logging.Logger
 ) -> None:
-    """Accept connections until cancelled, or until the listener is closed.
+    """Accept connections until cancelled, or until `close_listener`.
 
     Args:
         listener: non-blocking.
@@ -142,7 +149,10 @@ async def accept_from(
     """
     exhausted = False
     while listener.fileno() >= 0:
-        await wait_readable(listener)
+        try:
+            await wait_readable(listener)
+        except ClosedResourceError:
+            return
         for _ in range(ACCEPTS_PER_WAKEUP):
             try:
                 sock, address = listener.accept()

@@ -1,7 +1,7 @@
 """Two connected ends in memory, for tests: no sockets, no tasks, and back-pressure like theirs."""
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from anyio_ws.loops import Loop
@@ -56,8 +56,8 @@ class MemoryTransport(Transport):
     def watch(self) -> None:
         pass  # the next tick always delivers
 
-    async def wait(self) -> None:
-        await self._waiter.wait()
+    def wait(self) -> Awaitable[None]:
+        return self._waiter.wait()
 
     def wake(self) -> None:
         self._waiter.wake()

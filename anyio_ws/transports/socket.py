@@ -3,7 +3,7 @@
 import os
 import socket
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
@@ -65,8 +65,8 @@ class SocketTransport(Transport):
     def watch(self) -> None:
         self._readiness.watch()
 
-    async def wait(self) -> None:
-        await self._readiness.wait()
+    def wait(self) -> Awaitable[None]:
+        return self._readiness.wait()
 
     def wake(self) -> None:
         self._readiness.wake()

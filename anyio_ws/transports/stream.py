@@ -1,14 +1,15 @@
 """Any byte stream as a transport: anyio's ByteStream, an object stream of bytes, or trio.abc.Stream.
 
 Theory of operation. Such a stream cannot try without waiting, and cancelling its `send` may tear a frame. So a reader
-and a writer task live as long as the transport does; only `close` and `abort` cancel them, and both end the stream.
+and a writer task live as long as the transport does. `close` lets the writer finish with what was taken, within
+CLOSE_SECONDS, even if the owner leaves meanwhile; only `abort` cancels it. Both end the stream.
 """
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from anyio import CancelScope, EndOfStream, create_task_group, move_on_after
+from anyio import CancelScope, EndOfStream, create_task_group, current_time, move_on_after
 from anyio.abc import ByteStream, ObjectStream
 
 from anyio_ws.loops import Loop
@@ -19,7 +20,7 @@ CHUNK = 65536
 """Bytes asked for at once, and taken from the writer before the stream has sent the previous ones."""
 
 CLOSE_SECONDS = 1
-"""Seconds that closing the stream may take, for those that say goodbye first, as TLS does."""
+"""Seconds that sending the rest may take, and closing the stream, for those that say goodbye first, as TLS does."""
 
 
 class TrioStream(Protocol):
@@ -44,8 +45,8 @@ class StreamTransport(Transport):
     """
 
     __slots__ = (
-        "_loop", "_outgoing", "_paused", "_reader", "_receive", "_scope", "_send", "_short", "_shutdown", "_size",
-        "_started", "_stream", "_waiter", "_writer",
+        "_loop", "_objects", "_outgoing", "_paused", "_reader", "_reading", "_receive", "_scope", "_send", "_short",
+        "_shutdown", "_size", "_started", "_stream", "_waiter", "_writer",
     )  # fmt: skip
 
     def __init__(self, stream: AnyStream, loop: Loop) -> None:
@@ -61,7 +62,9 @@ class StreamTransport(Transport):
         self._waiter = loop.waiter()  # the task in wait()
         self._reader = loop.waiter()  # the reader task, while paused
         self._writer = loop.waiter()  # the writer task, while there is nothing to write
-        self._scope: CancelScope | None = None
+        self._objects = isinstance(stream, ObjectStream)  # an empty one is no end
+        self._scope = CancelScope()  # both tasks
+        self._reading = CancelScope()
         self._outgoing: deque[bytes] = deque()
         self._size = 0
         self._started = False
@@ -85,8 +88,8 @@ class StreamTransport(Transport):
     def watch(self) -> None:
         pass  # the reader task always does
 
-    async def wait(self) -> None:
-        await self._waiter.wait()
+    def wait(self) -> Awaitable[None]:
+        return self._waiter.wait()
 
     def wake(self) -> None:
         self._waiter.wake()
@@ -115,15 +118,19 @@ class StreamTransport(Transport):
     def close(self) -> None:
         if not self.closed:
             self.closed = True
-            if self._scope is not None:
-                self._scope.cancel()
+            self._reading.cancel()
+            self._scope.shield = True
+            self._scope.deadline = current_time() + CLOSE_SECONDS
+            self._writer.wake()
             self._waiter.wake()
             if not self._started:
                 self._started = True
                 self._loop.spawn(self._run)  # closes the stream
 
     def abort(self) -> None:
-        self.close()
+        if not self.closed:
+            self.close()
+            self._scope.cancel()
 
     @property
     def attributes(self) -> Mapping[Any, Callable[[], Any]]:
@@ -132,22 +139,24 @@ class StreamTransport(Transport):
     async def _run(self) -> None:
         """Move bytes both ways until `close`, then close the stream."""
         try:
-            if not self.closed:
+            with self._scope:
                 async with create_task_group() as group:
-                    self._scope = group.cancel_scope
                     group.start_soon(self._write)
-                    await self._read()
+                    with self._reading:
+                        await self._read()
         finally:
             with move_on_after(CLOSE_SECONDS, shield=True):
                 await self._stream.aclose()
 
     async def _read(self) -> None:
         try:
-            while data := await self._receive():
+            while (data := await self._receive()) or self._objects:
                 view = memoryview(data)
                 while view:
                     while self._paused:
                         await self._reader.wait()
+                    if self.closed:
+                        return
                     buffer = self.receiver.get_buffer()
                     count = min(len(view), len(buffer))
                     buffer[:count] = view[:count]
@@ -156,25 +165,34 @@ class StreamTransport(Transport):
         except EndOfStream:
             pass
         except Exception as exc:
-            self.receiver.fail(exc)
+            self._fail(exc)
             return
         if not self.closed:
             self.receiver.eof()
 
     async def _write(self) -> None:
         try:
-            while self._outgoing or not self._shutdown:
+            while self._outgoing or not (self._shutdown or self.closed):
                 if not self._outgoing:
                     await self._writer.wait()
                     continue
                 part = self._outgoing.popleft()
                 await self._send(part)
                 self._size -= len(part)
-                if self._short:
+                if self._short and not self.closed:
                     self._short = False
                     self.receiver.writable()
-            await self._half_close()
+            if not self.closed:
+                await self._half_close()
         except Exception as exc:
+            self._fail(exc)
+
+    def _fail(self, exc: Exception) -> None:
+        if not self.closed:
+            if not isinstance(exc, OSError):
+                broken = ConnectionError(f"the stream broke: {str(exc) or type(exc).__name__}")
+                broken.__cause__ = exc
+                exc = broken
             self.receiver.fail(exc)
 
     async def _half_close(self) -> None:

@@ -10,7 +10,7 @@ takes nothing. Plaintext counts as taken once it is encrypted.
 """
 
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from anyio.streams.tls import TLSAttribute
@@ -21,6 +21,21 @@ from .base import Buffer, Transport
 
 SLICE = 65536
 """Bytes of plaintext encrypted before the ciphertext is written: one 100 MB message must not make 100 MB of it."""
+
+
+def check_context(context: object, *, server_side: bool) -> None:
+    """Check the option `ssl`.
+
+    Raises:
+        TypeError: it is no SSLContext.
+        ValueError: it is for the other side.
+    """
+    if not isinstance(context, ssl.SSLContext):
+        raise TypeError(f"ssl must be an ssl.SSLContext, not {context!r}")
+    try:
+        context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side, None if server_side else "localhost")
+    except ssl.SSLError as exc:
+        raise ValueError(f"the context of the option ssl is for the other side: {exc}") from exc
 
 
 class TLSTransport(Transport):
@@ -113,8 +128,8 @@ class TLSTransport(Transport):
     def watch(self) -> None:
         self._inner.watch()
 
-    async def wait(self) -> None:
-        await self._inner.wait()
+    def wait(self) -> Awaitable[None]:
+        return self._inner.wait()
 
     def wake(self) -> None:
         self._inner.wake()

@@ -25,14 +25,12 @@ from .conftest import CertificateFiles, Wire
 
 NODE_MODULES = Path(os.environ.get("ANYIO_WS_NODE_MODULES", ""))
 
-pytestmark = [
-    pytest.mark.real_time,
-    pytest.mark.npm,
-    pytest.mark.skipif(
-        not (shutil.which("node") and (NODE_MODULES / "ws").is_dir()),
-        reason="needs node, and the npm package ws in the folder that ANYIO_WS_NODE_MODULES names",
-    ),
-]
+if not (shutil.which("node") and (NODE_MODULES / "ws").is_dir()):
+    pytest.skip(
+        "needs node, and the npm package ws in the folder that ANYIO_WS_NODE_MODULES names", allow_module_level=True
+    )
+
+pytestmark = [pytest.mark.real_time, pytest.mark.npm]
 
 InThread = Callable[..., Awaitable[Any]]
 PEER = ["node", str(Path(__file__).with_name("ws_peer.cjs"))]

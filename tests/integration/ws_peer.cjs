@@ -119,8 +119,8 @@ const scenarios = {
     return code
   },
   async handshake (ws) {
-    const [response] = await once(ws, 'upgrade')
-    const [data] = await once(ws, 'message')
+    // The first message may come in the same packet as the answer.
+    const [[response], [data]] = await Promise.all([once(ws, 'upgrade'), once(ws, 'message')])
     ws.close()
     return { answer: response.headers['x-answer'], protocol: ws.protocol, data: `${data}` }
   },

@@ -1,0 +1,322 @@
+"""The documentation tells the truth: its code runs and does what the text says, its tables have the real defaults.
+
+The Python blocks of a page make one module, in their order; those of README.md are a module each. `nox -s docs` builds
+the pages, with every warning an error.
+"""
+
+import importlib
+import inspect
+import logging
+import re
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import anyio
+import pytest
+from anyio.streams.memory import MemoryObjectSendStream
+
+import anyio_ws
+from anyio_ws import ConnectionClosed, ConnectionClosedError, HandshakeRejected, Server, WebSocket, connect
+from anyio_ws.testing import MemoryServer, connected_pair
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+BLOCK = re.compile(r"^```(?:python|\{code-block\} python\n(?::.*\n)*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(path: Path) -> list[str]:
+    """The Python blocks of a page, each padded to its line numbers."""
+    text = path.read_text("utf-8")
+    return ["\n" * text.count("\n", 0, match.start(1)) + match[1] for match in BLOCK.finditer(text)]
+
+
+def load(path: Path, code: list[str]) -> Any:
+    namespace = {"__name__": path.stem}
+    for block in code:
+        exec(compile(block, path, "exec", dont_inherit=True), namespace)
+    return SimpleNamespace(**namespace)
+
+
+def page(name: str) -> Any:
+    """What the code of a how-to guide defines."""
+    path = ROOT / "docs" / "how-to" / f"{name}.md"
+    return load(path, blocks(path))
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    logger = logging.getLogger("anyio_ws")
+    before = logger.level, logger.handlers[:]
+    yield
+    logger.setLevel(before[0])
+    logger.handlers[:] = before[1]
+
+
+# All pages
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_the_code_of_a_page_runs(path: Path) -> None:
+    load(path, blocks(path))
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_code_of_the_readme_runs(number: int) -> None:
+    path = ROOT / "README.md"
+    assert len(blocks(path)) == 3
+    load(path, [blocks(path)[number]])
+
+
+def test_the_links_of_the_readme_exist() -> None:
+    for name in "README.md", "CONTRIBUTING.md", "CHANGELOG.md":
+        for target in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / name).read_text("utf-8")):
+            assert (ROOT / target).exists(), f"{name}: {target}"
+
+
+@pytest.mark.parametrize("name", ["anyio_ws", "anyio_ws.testing", "anyio_ws.protocol"])
+def test_the_reference_has_every_public_name(name: str) -> None:
+    text = "".join(path.read_text("utf-8") for path in (ROOT / "docs" / "reference").glob("*.md"))
+    documented = set(re.findall(r"^\.\. auto\w+:: (\w+)", text, re.MULTILINE))
+    assert set(importlib.import_module(name).__all__) <= documented
+
+
+def test_the_table_of_options_has_the_real_defaults() -> None:
+    text = (ROOT / "docs" / "explanation" / "limits.md").read_text("utf-8")
+    table = dict(re.findall(r"^\| `(\w+)` \| ([^|]+?) \|", text, re.MULTILINE))
+    written = {"1 MiB": 2**20, "64 KiB": 2**16, "`None`": None, "`False`": False, '`"same-origin"`': "same-origin"}
+    for name, parameter in inspect.signature(Server).parameters.items():
+        if name in table and name not in ("subprotocols", "server_header"):
+            value = written[table[name]] if table[name] in written else int(table[name])
+            assert value == parameter.default, name
+    here = {"handler", "host", "port", "ssl", "uds", "listeners", "compression", "json"}
+    assert table.keys() == inspect.signature(Server).parameters.keys() - here
+
+
+def test_contributing_maps_the_tree() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    named: set[str] = set()
+    folders: list[str] = []
+    for indent, name in re.findall(r"^( *)([\w.]+(?:\.py|/))  ", text, re.MULTILINE):
+        folders[len(indent) // 2 :] = [name] if name.endswith("/") else []
+        if not name.endswith("/"):
+            named.add("".join(folders[: len(indent) // 2]) + name)
+    package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "anyio_ws").rglob("*.py")}
+    assert {name for name in named if name.startswith("anyio_ws/")} == {
+        name for name in package if not name.endswith("/__init__.py")
+    } | {"anyio_ws/__init__.py"}
+    assert all((ROOT / name).exists() for name in named)
+
+
+# What the pages say
+
+
+@pytest.mark.loops("asyncio", "trio")
+@pytest.mark.virtual_time
+async def test_the_tutorials_tests_pass() -> None:
+    tutorial = load(ROOT / "docs" / "tutorial.md", blocks(ROOT / "docs" / "tutorial.md"))
+    await tutorial.test_echo()
+    await tutorial.test_idle_clients_are_closed()
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("name", [name for name in vars(page("testing")) if name.startswith("test_")])
+async def test_the_tests_of_the_guide_pass(name: str) -> None:
+    await getattr(page("testing"), name)()
+
+
+@pytest.mark.virtual_time
+async def test_consume(capsys: pytest.CaptureFixture[str]) -> None:
+    guide = page("consume")
+    async with MemoryServer(guide.concurrent) as server, server.connect() as ws:
+        await ws.send_many(["a", "b"])
+        assert {await ws.receive(), await ws.receive()} == {"done: a", "done: b"}
+    async with MemoryServer(guide.careful) as server, server.connect() as ws:
+        await ws.send("hello")
+    assert capsys.readouterr().out == "hello\nit ended in good order: 1000 (normal closure) from the peer\n"
+    async with MemoryServer(guide.typed) as server, server.connect() as ws:
+        await ws.send(b"binary")
+        with pytest.raises(ConnectionClosedError, match="1003"):
+            await ws.receive()
+    async with MemoryServer(guide.decoded) as server, server.connect() as ws:
+        await ws.send("{")
+        with pytest.raises(ConnectionClosedError, match="1007"):
+            await ws.receive()
+
+
+@pytest.mark.virtual_time
+async def test_produce() -> None:
+    guide = page("produce")
+    async with MemoryServer(guide.producer) as server, server.connect() as ws:
+        assert [await ws.receive() for _ in range(3)] == ["number 1", "number 2", "number 3"]
+    async with MemoryServer(guide.encoded) as server, server.connect() as ws:
+        assert await ws.receive_json() == {"already": "encoded"}
+    async with MemoryServer(partial(guide.burst, rows=["a", "b"])) as server, server.connect() as ws:
+        assert [message async for message in ws] == ["a", "b"]
+
+
+@pytest.mark.virtual_time
+async def test_both_at_once() -> None:
+    guide = page("both-at-once")
+    async with MemoryServer(guide.talk) as server, server.connect() as ws:
+        assert [message async for message in ws] == [f"number {number}" for number in range(10)]
+        assert ws.close_info is not None
+        assert ws.close_info.code == 1000
+    async with MemoryServer(guide.prices) as server, server.connect() as ws:
+        assert {await ws.receive() for _ in range(6)} == {"BTC", "ETH"}
+    async with MemoryServer(guide.greeter) as server, server.connect() as ws:
+        assert await ws.receive() == "welcome"
+        await anyio.sleep(100)
+        assert ws.close_info is None
+
+
+@pytest.mark.virtual_time
+async def test_connected_clients() -> None:
+    guide = page("connected-clients")
+    async with MemoryServer(guide.echo) as server, server.connect() as one, server.connect() as two:
+        await guide.tell_all(server, "news")
+        assert [await one.receive(), await two.receive()] == ["news", "news"]
+
+
+@pytest.mark.virtual_time
+async def test_timeouts() -> None:
+    guide = page("timeouts")
+    async with connected_pair() as (client, server):
+        assert await guide.patient(client) is None
+        with pytest.raises(TimeoutError):
+            await guide.strict(client)
+        await server.send("late")
+        assert await guide.patient(client) == "late"
+
+
+@pytest.mark.virtual_time
+async def test_closing(capsys: pytest.CaptureFixture[str]) -> None:
+    guide = page("closing")
+    async with MemoryServer(guide.bouncer) as server, server.connect() as ws:
+        await ws.send("nonsense")
+        with pytest.raises(ConnectionClosedError, match="1008 .* 'wrong password' from the peer"):
+            await ws.receive()
+    async with connected_pair() as (client, server), anyio.create_task_group() as tasks:
+        tasks.start_soon(guide.report, client)
+        await server.aclose(1001, "restart")
+    assert capsys.readouterr().out == "1001 (going away) 'restart' from the peer\n"
+
+
+@pytest.mark.virtual_time
+async def test_keepalive(capsys: pytest.CaptureFixture[str]) -> None:
+    async with connected_pair() as (client, _):
+        await page("keepalive").measure(client)
+    assert re.fullmatch(r"\d\.\d ms\n", capsys.readouterr().out)
+
+
+async def test_handler_arguments() -> None:
+    guide = page("handler-arguments")
+    async with MemoryServer(partial(guide.handler, guide.Database())) as server, server.connect() as ws:
+        await ws.send("key")
+        assert await ws.receive() == "KEY"
+    async with MemoryServer(guide.route, process_request=guide.process_request) as server:
+        async with server.connect("/greet", additional_headers={"Accept-Language": "fr"}) as ws:
+            assert await ws.receive() == "bonjour"
+        async with server.connect("/nowhere") as ws:
+            with pytest.raises(ConnectionClosed, match="4004 'no such path'"):
+                await ws.receive()
+
+
+async def test_requests() -> None:
+    guide = page("requests")
+    async with MemoryServer(guide.whoami, process_request=guide.authenticate, origins=guide.ORIGINS) as server:
+        for headers in {"Authorization": "Bearer secret"}, {"Cookie": "a=b; session=secret"}:
+            async with server.connect(additional_headers=headers, origin="https://www.example.com") as ws:
+                assert await ws.receive() == "ann"
+        async with server.connect("/?token=secret") as ws:
+            assert await ws.receive() == "ann"
+        with pytest.raises(HandshakeRejected, match="401"):
+            async with server.connect():
+                ...
+        with pytest.raises(HandshakeRejected, match="403"):
+            async with server.connect("/?token=secret", origin="https://example.org"):
+                ...
+    async with MemoryServer(guide.handler, process_request=guide.with_cookie) as server:
+        async with server.connect("/chat?room=1") as ws:
+            assert ws.response.headers["Set-Cookie"].startswith("session=")
+            assert await ws.receive() == "/chat?room=1"
+
+
+@pytest.mark.real_time
+async def test_addresses() -> None:
+    guide = page("addresses")
+    await guide.free_port()
+    await guide.in_a_task_group()
+
+
+@pytest.mark.real_time
+async def test_http() -> None:
+    guide = page("http")
+
+    async def get(server: Server, target: str) -> bytes:
+        async with await anyio.connect_tcp("localhost", server.port) as stream:
+            await stream.send(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            return b"".join([data async for data in stream])
+
+    async with Server(guide.echo, "localhost", 0, process_request=guide.process_request) as server:
+        assert (await get(server, "/healthz")).endswith(b"\r\n\r\nok\n")
+        assert b"\r\nContent-Type: text/html\r\n" in await get(server, "/")
+        assert (await get(server, "/elsewhere")).startswith(b"HTTP/1.1 426 ")
+        async with connect(server.url + "chat") as ws:
+            await ws.send("hello")
+            assert await ws.receive() == "hello"
+        with pytest.raises(HandshakeRejected, match="404"):
+            async with connect(server.url):
+                ...
+
+
+async def test_behind_a_proxy() -> None:
+    async with MemoryServer(page("behind-a-proxy").handler) as server:
+        async with server.connect(additional_headers={"X-Forwarded-For": "203.0.113.9, 192.0.2.1"}) as ws:
+            assert await ws.receive() == "you are 192.0.2.1"
+
+
+def test_debugging(capsys: pytest.CaptureFixture[str]) -> None:
+    guide = page("debugging")
+    logger = logging.getLogger("anyio_ws.server")
+    guide.handler.setStream(sink := __import__("io").StringIO())
+    logger.debug("< TEXT", extra={"connection_id": "7aa7c25e"})
+    assert sink.getvalue() == "DEBUG anyio_ws.server 7aa7c25e < TEXT\n"
+
+
+@pytest.mark.real_time
+async def test_threads() -> None:
+    guide = page("threads")
+    async with MemoryServer(guide.handler) as server, server.connect() as ws:
+        await ws.send("loud")
+        assert await ws.receive() == "LOUD"
+    async with MemoryServer(guide.progress) as server, server.connect() as ws:
+        assert [message async for message in ws] == ["0 %", "50 %", "100 %"]
+
+
+async def echo(ws: WebSocket) -> None:
+    async for message in ws:
+        await ws.send(message)
+
+
+@pytest.mark.real_time
+async def test_synchronous() -> None:
+    async with Server(echo, "localhost", 0) as server:
+        assert await anyio.to_thread.run_sync(page("synchronous").main, server.url) == "hello"
+
+
+@pytest.mark.real_time
+async def test_callbacks() -> None:
+    async def greet(ws: WebSocket) -> None:
+        await ws.send("hello")
+
+    events: list[object] = []
+    async with Server(greet, "localhost", 0) as server:
+        await page("callbacks").with_callbacks(
+            server.url, lambda ws: events.append("open"), events.append, lambda info: events.append(info.code)
+        )
+    assert events == ["open", "hello", 1000]
