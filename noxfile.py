@@ -53,7 +53,7 @@ def tests(session: nox.Session) -> None:
 def no_trio(session: nox.Session) -> None:
     """The tests where trio is not installed."""
     session.install("-e", ".[test]")
-    session.run("pip", "uninstall", "-q", "-y", "trio", silent=True)
+    session.run("pip", "uninstall", "-q", "-y", "trio", "pytest-trio", silent=True)
     run_pytest(session)
 
 

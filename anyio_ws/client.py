@@ -22,7 +22,7 @@ from .transports.base import Transport
 from .transports.connecting import connect_tcp, connect_unix
 from .transports.socket import SocketTransport
 from .transports.stream import AnyStream, StreamTransport
-from .transports.tls import TLSTransport, check_context
+from .transports.tls import TLSTransport, check_context, check_server_hostname
 from .websocket import WebSocket
 
 logger = logging.getLogger("anyio_ws.client")
@@ -121,6 +121,8 @@ class connect(Block):
             raise ValueError("ssl and server_hostname are for wss:// URLs; this one is ws://")
         if ssl is not None:
             check_context(ssl, server_side=False)
+        if server_hostname is not None:
+            check_server_hostname(server_hostname)
         self._handshake = ClientHandshake(
             self._url,
             additional_headers=additional_headers,
@@ -195,10 +197,7 @@ class connect(Block):
         name = self._server_hostname or self._url.host
         self._phase = f"the TLS handshake with {name}"
         context = default_context() if self._ssl is None else self._ssl
-        try:
-            encrypted = TLSTransport(transport, context, loop.budget, server_side=False, server_hostname=name)
-        except ValueError as exc:
-            raise ConnectFailed(None, f"TLS cannot verify the host name {name!r}: {exc}") from exc
+        encrypted = TLSTransport(transport, context, loop.budget, server_side=False, server_hostname=name)
         try:
             await encrypted.handshake()
         except ssl_module.SSLCertVerificationError as exc:

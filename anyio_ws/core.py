@@ -78,6 +78,7 @@ class Core:
         self.receiver: object | None = None  # the task that waits for a message
         self.waits = 0  # how often a task began to
         self.discarded = 0  # messages that our Close took from the inbox
+        self._delivering = False  # a message has left the inbox and its receiver has not seen it yet
         self.last_received = self.last_message = loop.time()
         self._scratch = loop.budget.scratch
         self._lent = False  # the next bytes go straight into the message
@@ -273,9 +274,11 @@ class Core:
         if room < self.unread or self.connection.error is not None:
             return
         self.paused = False
+        self._delivering = not self.closing
         self._take(self.connection.feed(b"", room))
         if not self.paused:
             self.transport.resume()
+        self._delivering = False
 
     # Sending
 
@@ -364,15 +367,14 @@ class Core:
         if payload not in self.pings:
             return  # "A Pong frame MAY be sent unsolicited." (RFC 6455 §5.5.3)
         now = self.loop.time()
-        for earlier in list(self.pings):
+        sent = list(self.pings)
+        for data in sent[: sent.index(payload) + 1]:
             # It answers the ones before it too: a peer may answer only the latest Ping (§5.5.3).
-            ping = self.pings.pop(earlier)
+            ping = self.pings.pop(data)
             ping.answered = now
             if ping.done is not None:
                 ping.done.set()
-            if earlier == payload:
-                self.latency = ping.round_trip
-                return
+            self.latency = ping.round_trip
 
     def probe(self) -> Ping:
         return self.ping(os.urandom(4))
@@ -488,7 +490,7 @@ class Core:
         """An event in order: what was received before it is delivered, and answered, before the connection fails."""
         if self.ended:
             return
-        if self.inbox:
+        if self.inbox or self._delivering:
             self._pause()
             self._set_deadline(self.options.ending_bound)
         else:

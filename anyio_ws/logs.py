@@ -22,6 +22,8 @@ def describe(opcode: int, payload: str | Buffer) -> str:
     if isinstance(payload, str):
         text = repr(payload[:BEGINNING]) + (" …" if len(payload) > BEGINNING else "")
         return f"{name} {len(payload.encode('utf-8', 'replace'))} B {text}"
+    if opcode == Opcode.TEXT:
+        return describe(opcode, str(payload, "utf-8"))
     shown = memoryview(payload)[: BEGINNING // 4]
     text = shown.hex(" ") + (" …" if len(payload) > len(shown) else "")
     return f"{name} {len(payload)} B {text}".rstrip()

@@ -74,8 +74,8 @@ class Opening(Generic[T]):
     async def hang_up(self, seconds: float) -> None:
         """End our side; give the peer some time to read the answer and to end too. Then close."""
         self._discarding = True
-        self._transport.shutdown()
         self._transport.resume()  # the peer may have said so much that reading was paused
+        self._transport.shutdown()
         with CancelScope(deadline=current_time() + seconds):
             while not self._eof and self._error is None:
                 await self._transport.wait()

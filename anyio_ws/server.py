@@ -17,14 +17,14 @@ import ssl as ssl_module
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 from anyio import TASK_STATUS_IGNORED, CancelScope, Event, current_time, get_cancelled_exc_class
 from anyio.abc import TaskStatus
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from .core import Core
-from .exceptions import HandshakeError
+from .exceptions import HandshakeError, HandshakeRejected
 from .loops import Loop, open_loop
 from .opening import Block
 from .options import JSON, Options, SharedOptions
@@ -61,6 +61,7 @@ class ServerOptions(SharedOptions, total=False):
     backlog: int
     reuse_port: bool
     max_connections: int | None
+    subprotocols: Sequence[str]
 
 
 class accept(Block):
@@ -260,7 +261,7 @@ class Server:
         self._draining = False
         self._closed = Event()  # drained, or left
 
-    async def __aenter__(self) -> "Server":
+    async def __aenter__(self) -> Self:
         if self._tasks is not None:
             raise RuntimeError("a Server is for one `async with` only; make a new one")
         self._tasks = await Tasks().__aenter__()
@@ -392,6 +393,9 @@ class Server:
                     remote_address=remote_address,
                     refusal=self._refusal,
                 )
+            except HandshakeRejected as exc:
+                self._rejected += 1
+                logger.info("a request from %s was not upgraded: %s", remote_address, exc, extra=NO_ID)
             except HandshakeError as exc:
                 self._rejected += 1
                 logger.info("opening handshake with %s failed: %s", remote_address, exc, extra=NO_ID)
@@ -412,6 +416,11 @@ class Server:
                 with scope:
                     await self._handler(ws)
                 code = 1001 if scope.cancelled_caught else 1000
+                if core.debug:
+                    count = core.messages_received
+                    logger.debug(
+                        "the handler has returned, messages received: %d", count, extra={"connection_id": ws.id}
+                    )
             except Exception as exc:
                 code = _failed(exc, ws, core)
             except BaseExceptionGroup as group:  # trio: a nursery of the handler mixes our cancellation in

@@ -214,8 +214,7 @@ class connected_pair(_Pair):
                     await self._client.aclose(closing_code(exc))
         except BaseException as late:
             self._abort()
-            if await self._leave(late):
-                return True
+            await self._leave(late)
             raise
         self._abort()
         return await self._leave(exc)

@@ -26,10 +26,11 @@ async def handler(ws: WebSocket) -> None:
     clients.add(ws)
     try:
         await tell_everyone()
-        await ws.wait_closed()
+        async for _ in ws:  # until the client is gone; what it says is ignored
+            pass
     finally:
         clients.remove(ws)
-    await tell_everyone()
+        await tell_everyone()
 
 
 async def main(port: int) -> None:

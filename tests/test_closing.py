@@ -475,7 +475,9 @@ async def test_cancelling_one_of_several_closers_hands_the_rest_to_the_others():
 
 async def test_cancelling_the_last_closer_drops_the_connection():
     async with raw_peer() as (peer, ws), anyio.create_task_group() as tg:
-        calls = [Call(tg, ws.aclose, 1001), Call(tg, ws.aclose)]
+        calls = [Call(tg, ws.aclose, 1001)]
+        await settle()
+        calls.append(Call(tg, ws.aclose))
         await settle()
         for call in calls:
             call.cancel()
@@ -779,3 +781,34 @@ async def test_cancelling_a_graceful_close_drops_the_connection_at_once():
     assert scope.cancelled_caught
     assert anyio.current_time() - start == pytest.approx(2)
     assert isinstance(client.close_info.cause, ConnectionAbortedError)
+
+
+async def test_garbage_after_we_have_failed_the_connection_changes_nothing():
+    async with raw_peer() as (peer, ws):
+        await peer.send_frame(BINARY, b"not text")
+        with pytest.raises(ConnectionClosedError):
+            await ws.receive_text()
+        info = ws.close_info
+        await peer.send(b"\xff\xff")
+        await settle()
+        assert ws.close_info is info
+
+
+async def test_a_transport_that_breaks_while_it_is_shut_down():
+    async with raw_peer() as (peer, ws):
+        core = ws._core
+
+        class Breaking:
+            """As TLS does when its last words cannot be written."""
+
+            def __getattr__(self, name):
+                return getattr(transport, name)
+
+            def shutdown(self):
+                core.fail(BrokenPipeError("breaks"))
+
+        transport, core.transport = core.transport, Breaking()
+        await peer.send_close()
+        await settle()
+        assert ws.close_info == CloseInfo(1000, "", "peer", clean=True)
+        await ws.aclose()

@@ -8,25 +8,22 @@ import importlib
 import inspect
 import logging
 import re
-import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import anyio
 import pytest
-from anyio.streams.memory import MemoryObjectSendStream
 
-import anyio_ws
 from anyio_ws import ConnectionClosed, ConnectionClosedError, HandshakeRejected, Server, WebSocket, connect
 from anyio_ws.testing import MemoryServer, connected_pair
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-BLOCK = re.compile(r"^```(?:python|\{code-block\} python\n(?::.*\n)*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(?:python|\{code-block\} python\n(?::[^\n]*\n)*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks(path: Path) -> list[str]:
@@ -101,21 +98,19 @@ def test_contributing_maps_the_tree() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     named: set[str] = set()
     folders: list[str] = []
-    for indent, name in re.findall(r"^( *)([\w.]+(?:\.py|/))  ", text, re.MULTILINE):
-        folders[len(indent) // 2 :] = [name] if name.endswith("/") else []
-        if not name.endswith("/"):
-            named.add("".join(folders[: len(indent) // 2]) + name)
-    package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "anyio_ws").rglob("*.py")}
-    assert {name for name in named if name.startswith("anyio_ws/")} == {
-        name for name in package if not name.endswith("/__init__.py")
-    } | {"anyio_ws/__init__.py"}
-    assert all((ROOT / name).exists() for name in named)
+    for indent, name in re.findall(r"^( *)([\w.]+(?:\.py|/))(?: |$)", text, re.MULTILINE):
+        del folders[len(indent) // 2 :]
+        if name.endswith("/"):
+            folders.append(name)
+        else:
+            named.add("".join(folders) + name)
+    package = [path for path in (ROOT / "anyio_ws").rglob("*.py") if path.name != "__init__.py"]
+    assert named == {path.relative_to(ROOT).as_posix() for path in package} | {"anyio_ws/__init__.py"}
 
 
 # What the pages say
 
 
-@pytest.mark.loops("asyncio", "trio")
 @pytest.mark.virtual_time
 async def test_the_tutorials_tests_pass() -> None:
     tutorial = load(ROOT / "docs" / "tutorial.md", blocks(ROOT / "docs" / "tutorial.md"))
@@ -198,7 +193,7 @@ async def test_closing(capsys: pytest.CaptureFixture[str]) -> None:
     guide = page("closing")
     async with MemoryServer(guide.bouncer) as server, server.connect() as ws:
         await ws.send("nonsense")
-        with pytest.raises(ConnectionClosedError, match="1008 .* 'wrong password' from the peer"):
+        with pytest.raises(ConnectionClosedError, match=r"1008 .* 'wrong password' from the peer"):
             await ws.receive()
     async with connected_pair() as (client, server), anyio.create_task_group() as tasks:
         tasks.start_soon(guide.report, client)
@@ -240,10 +235,12 @@ async def test_requests() -> None:
         with pytest.raises(HandshakeRejected, match="403"):
             async with server.connect("/?token=secret", origin="https://example.org"):
                 ...
-    async with MemoryServer(guide.handler, process_request=guide.with_cookie) as server:
-        async with server.connect("/chat?room=1") as ws:
-            assert ws.response.headers["Set-Cookie"].startswith("session=")
-            assert await ws.receive() == "/chat?room=1"
+    async with (
+        MemoryServer(guide.handler, process_request=guide.with_cookie) as server,
+        server.connect("/chat?room=1") as ws,
+    ):
+        assert ws.response.headers["Set-Cookie"].startswith("session=")
+        assert await ws.receive() == "/chat?room=1"
 
 
 @pytest.mark.real_time
@@ -275,17 +272,41 @@ async def test_http() -> None:
 
 
 async def test_behind_a_proxy() -> None:
-    async with MemoryServer(page("behind-a-proxy").handler) as server:
-        async with server.connect(additional_headers={"X-Forwarded-For": "203.0.113.9, 192.0.2.1"}) as ws:
-            assert await ws.receive() == "you are 192.0.2.1"
+    headers = {"X-Forwarded-For": "203.0.113.9, 192.0.2.1"}
+    async with MemoryServer(page("behind-a-proxy").handler) as server, server.connect(additional_headers=headers) as ws:
+        assert await ws.receive() == "you are 192.0.2.1"
 
 
-def test_debugging(capsys: pytest.CaptureFixture[str]) -> None:
-    guide = page("debugging")
-    logger = logging.getLogger("anyio_ws.server")
-    guide.handler.setStream(sink := __import__("io").StringIO())
-    logger.debug("< TEXT", extra={"connection_id": "7aa7c25e"})
-    assert sink.getvalue() == "DEBUG anyio_ws.server 7aa7c25e < TEXT\n"
+async def test_debugging() -> None:
+    log = StringIO()
+    page("debugging").handler.setStream(log)
+    async with connected_pair() as (client, server):
+        await client.send("hello")
+        assert await server.receive() == "hello"
+        await server.send(bytes(range(17)))
+        await client.receive()
+        await client.aclose(1001, "restart")
+    lines = log.getvalue().splitlines()
+    name = f"anyio_ws.server {server.id}"
+    assert [line for line in lines if name in line] == [
+        f"DEBUG {name} < TEXT 5 B 'hello'",
+        f"DEBUG {name} > BINARY 17 B 00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f …",
+        f"DEBUG {name} < CLOSE 1001 (going away) 'restart'",
+        f"DEBUG {name} > CLOSE 1001 (going away) ''",
+        f"INFO {name} connection ended: 1001 (going away) 'restart' from the peer",
+    ]
+
+
+async def test_a_handler_that_returns_says_so() -> None:
+    async def once(ws: WebSocket) -> None:
+        await ws.receive()
+
+    log = StringIO()
+    page("debugging").handler.setStream(log)
+    async with MemoryServer(once) as server, server.connect() as ws:
+        await ws.send("hello")
+        await ws.wait_closed()
+    assert "the handler has returned, messages received: 1\n" in log.getvalue()
 
 
 @pytest.mark.real_time

@@ -35,8 +35,6 @@ from anyio_ws.loops import open_loop
 from anyio_ws.tasks import Tasks
 from anyio_ws.testing import MemoryServer, RawPeer
 
-pytestmark = pytest.mark.anyio
-
 UPGRADE = (
     b"GET /chat HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"

@@ -11,8 +11,8 @@ from anyio.lowlevel import checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyio_ws import ConnectionClosedError, ConnectionClosedOK, ProtocolError, WebSocket
-from anyio_ws.protocol import Opcode
+from anyio_ws import ConnectionClosedError, ConnectionClosedOK, ProtocolError, Server, WebSocket, connect
+from anyio_ws.protocol import Opcode, encode_frame
 from anyio_ws.testing import RawFrame, connected_pair, raw_peer
 
 from .tools import Call, both_roles, fill, receive_messages, settle
@@ -125,8 +125,6 @@ async def test_send_returns_when_less_than_write_buffer_size_waits():
 
 async def test_replies_to_messages_that_arrived_together_leave_together_and_in_order():
     async with raw_peer() as (peer, ws):
-        from anyio_ws.protocol import encode_frame
-
         await peer.send(b"".join(encode_frame(TEXT, str(i), b"mask") for i in range(10)))
         for i in range(10):
             assert await ws.receive() == str(i)
@@ -137,8 +135,6 @@ async def test_replies_to_messages_that_arrived_together_leave_together_and_in_o
 
 async def test_a_joined_reply_leaves_when_the_handler_awaits_something_else():
     async with raw_peer() as (peer, ws):
-        from anyio_ws.protocol import encode_frame
-
         await peer.send(encode_frame(TEXT, "1", b"mask") + encode_frame(TEXT, "2", b"mask"))
         assert await ws.receive() == "1"
         await ws.send("reply")
@@ -147,8 +143,6 @@ async def test_a_joined_reply_leaves_when_the_handler_awaits_something_else():
 
 async def test_joined_replies_leave_at_the_latest_when_they_fill_the_outbox():
     async with raw_peer(write_buffer_size=1000) as (peer, ws):
-        from anyio_ws.protocol import encode_frame
-
         await peer.send(encode_frame(TEXT, "1", b"mask") + encode_frame(TEXT, "2", b"mask"))
         assert await ws.receive() == "1"
         await ws.send(b"x" * 600)
@@ -159,8 +153,6 @@ async def test_joined_replies_leave_at_the_latest_when_they_fill_the_outbox():
 
 async def test_flush_sends_what_was_joined():
     async with raw_peer() as (peer, ws):
-        from anyio_ws.protocol import encode_frame
-
         await peer.send(encode_frame(TEXT, "1", b"mask") + encode_frame(TEXT, "2", b"mask"))
         assert await ws.receive() == "1"
         await ws.send("reply")
@@ -178,8 +170,6 @@ async def test_flush_of_an_ended_connection_raises():
 
 async def test_a_large_reply_keeps_its_place_behind_joined_ones():
     async with raw_peer() as (peer, ws):
-        from anyio_ws.protocol import encode_frame
-
         await peer.send(encode_frame(TEXT, "1", b"mask") + encode_frame(TEXT, "2", b"mask"))
         assert await ws.receive() == "1"
         await ws.send("small")
@@ -397,8 +387,6 @@ async def test_messages_that_arrived_before_the_end_are_received_first():
 
 @both_roles
 async def test_undecoded_bytes_outlive_a_connection_that_broke(role):
-    from anyio_ws.protocol import encode_frame
-
     key = b"mask" if role == "client" else None
     async with raw_peer(role, receive_buffer_size=100) as (peer, ws):
         await peer.send(
@@ -571,8 +559,6 @@ async def test_a_ping_is_answered_whether_or_not_anyone_receives(role):
 
 @both_roles
 async def test_each_ping_of_a_chunk_is_answered(role):
-    from anyio_ws.protocol import encode_frame
-
     key = b"mask" if role == "client" else None
     async with raw_peer(role) as (peer, ws):
         await peer.send(b"".join(encode_frame(PING, b"%d" % i, key) for i in range(10)))
@@ -723,8 +709,6 @@ async def test_a_send_that_finds_the_connection_broken_raises(role, size):
 
 
 async def test_a_deferred_write_that_fails_is_raised_by_the_next_call():
-    from anyio_ws.protocol import encode_frame
-
     async with raw_peer() as (peer, ws):
         await peer.send(encode_frame(TEXT, "1", b"mask") + encode_frame(TEXT, "2", b"mask"))
         assert await ws.receive() == "1"
@@ -738,8 +722,6 @@ async def test_a_deferred_write_that_fails_is_raised_by_the_next_call():
 
 
 async def test_a_receiver_whose_joined_replies_cannot_be_sent_gets_the_error():
-    from anyio_ws.protocol import encode_frame
-
     async with raw_peer() as (peer, ws):
         await peer.send(encode_frame(TEXT, "1", b"mask") + encode_frame(TEXT, "2", b"mask"))
         assert await ws.receive() == "1"
@@ -839,3 +821,20 @@ async def test_the_peer_sees_all_messages_before_the_close():
         Call(tg, ws.aclose)
         assert await receive_messages(peer) == [b"1", b"2"]
         peer.close()
+
+
+@pytest.mark.real_time
+async def test_addresses_of_sockets():
+    addresses = []
+
+    async def handler(ws):
+        addresses.extend([ws.local_address, ws.remote_address])
+        await ws.wait_closed()
+
+    async with Server(handler, "127.0.0.1", 0) as server:
+        async with connect(server.url) as ws:
+            assert ws.remote_address == ("127.0.0.1", server.port)
+            assert ws.local_address[0] == "127.0.0.1"
+            local = ws.local_address
+        assert ws.local_address is None
+    assert addresses == [("127.0.0.1", server.port), local]

@@ -1,15 +1,19 @@
 """Making connected sockets: names, addresses, and happy eyeballs (RFC 8305)."""
 
+import errno
 import os
 import socket
 from collections.abc import Sequence
 from itertools import chain, zip_longest
 from typing import Any, cast
 
-from anyio import Event, create_task_group, getaddrinfo, move_on_after, wait_writable
+from anyio import Event, create_task_group, getaddrinfo, move_on_after, sleep, wait_writable
 
 ATTEMPT_DELAY = 0.25
 """Seconds before the next address is tried as well: RFC 8305 §5, "Connection Attempt Delay", recommended value."""
+
+BACKLOG_PAUSE = 0.02
+"""Seconds until a Unix socket that was too busy is tried again; the kernel does not say when it has room."""
 
 Address = tuple[socket.AddressFamily, Any]
 
@@ -78,17 +82,20 @@ async def _connect(family: socket.AddressFamily, address: Any) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
-        try:
-            sock.connect(address)
-        except BlockingIOError:
-            await wait_writable(sock)
-            if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                raise OSError(error, f"{os.strerror(error)}: {_show(address)}") from None
+        while True:
+            try:
+                sock.connect(address)
+            except BlockingIOError as exc:
+                if exc.errno == errno.EAGAIN:  # a Unix socket whose backlog is full: nothing was begun (connect(2))
+                    await sleep(BACKLOG_PAUSE)
+                    continue
+                await wait_writable(sock)
+                if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                    raise OSError(error, os.strerror(error)) from None
+            break
     except OSError as exc:
         sock.close()
-        if exc.filename is None and _show(address) not in str(exc):
-            raise OSError(exc.errno, f"{exc.strerror}: {_show(address)}") from None
-        raise
+        raise OSError(exc.errno, f"{exc.strerror or exc}: {_show(address)}") from None
     except BaseException:
         sock.close()
         raise

@@ -63,7 +63,11 @@ class MemoryTransport(Transport):
         self._waiter.wake()
 
     def poll(self) -> None:
-        if not self.closed:
+        if self.closed:
+            return
+        if self._paused and self._broken:
+            self.receiver.fail(ConnectionResetError("the other end was reset"))
+        else:
             self._deliver()
 
     def write(self, buffers: Sequence[Buffer]) -> int:

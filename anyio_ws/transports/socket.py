@@ -37,7 +37,7 @@ class SocketTransport(Transport):
         sock.setblocking(False)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             # Frames are joined where it pays (websocket.py); Nagle's algorithm would only delay them.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _set_option(sock, socket.IPPROTO_TCP, socket.TCP_NODELAY)
         self._sock = sock
         self._paused = True
         self._keepalive = False
@@ -52,10 +52,10 @@ class SocketTransport(Transport):
         self._readiness.pause()
         if not self._keepalive and self._sock.family in (socket.AF_INET, socket.AF_INET6):
             self._keepalive = True
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            _set_option(self._sock, socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             for name, value in KEEPALIVE.items():
                 if hasattr(socket, name):
-                    self._sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+                    _set_option(self._sock, socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def resume(self) -> None:
         if not self.closed:
@@ -170,6 +170,12 @@ class SocketTransport(Transport):
             remote = _address(sock.getpeername())
             attributes[SocketAttribute.remote_address] = lambda: remote
         return attributes
+
+
+def _set_option(sock: socket.socket, level: int, option: int, value: int = 1) -> None:
+    """Some systems refuse on a socket that the peer has reset already; reading will tell."""
+    with suppress(OSError):
+        sock.setsockopt(level, option, value)
 
 
 def _address(address: Any) -> Any:

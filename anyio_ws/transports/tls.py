@@ -38,6 +38,19 @@ def check_context(context: object, *, server_side: bool) -> None:
         raise ValueError(f"the context of the option ssl is for the other side: {exc}") from exc
 
 
+def check_server_hostname(name: str) -> None:
+    """Check the option `server_hostname`.
+
+    Raises:
+        ValueError: it is not a name that a certificate can have.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
+    except (TypeError, ValueError) as exc:
+        raise ValueError(f"server_hostname={name!r} is no host name: {exc}") from exc
+
+
 class TLSTransport(Transport):
     """TLS over `inner`, which must not have been started.
 
@@ -146,6 +159,7 @@ class TLSTransport(Transport):
                     try:
                         written = self._object.write(view[start : start + SLICE])
                     except ssl.SSLWantReadError:  # nothing was taken; the peer must say something first
+                        self._drain()
                         self._short = True
                         return taken
                     except ssl.SSLError as exc:

@@ -1,0 +1,211 @@
+"""The outbox by itself, over a transport that takes what a test lets it take."""
+
+from collections import deque
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anyio_ws.outbox import JOIN_SIZE, VECTOR, Outbox
+
+
+class Transport:
+    """Takes so many bytes of each write; without a limit, all."""
+
+    def __init__(self, *limits):
+        self.limits = deque(limits)
+        self.taken = b""
+        self.writes = []
+        self.closed = False
+        self.fails = False
+        self.outbox = None
+
+    def write(self, buffers):
+        if self.fails:
+            self.closed = True
+            self.outbox.clear()
+            return 0
+        data = b"".join(bytes(buffer) for buffer in buffers)
+        limit = self.limits.popleft() if self.limits else len(data)
+        self.writes.append((len(buffers), len(data[:limit])))
+        self.taken += data[:limit]
+        return len(data[:limit])
+
+
+class Loop:
+    def __init__(self):
+        self.soon = []
+
+    def call_soon(self, callback):
+        self.soon.append(callback)
+
+    def end_tick(self):
+        callbacks, self.soon = self.soon, []
+        for callback in callbacks:
+            callback()
+
+
+def make(*limits, limit=1000):
+    transport, loop = Transport(*limits), Loop()
+    outbox = transport.outbox = Outbox(transport, loop, limit)
+    return outbox, transport, loop
+
+
+def test_what_is_written_goes_out_at_once():
+    outbox, transport, loop = make()
+    outbox.write(b"12345")
+    assert transport.taken == b"12345"
+    assert (outbox.size, outbox.blocked) == (0, False)
+    assert not loop.soon
+
+
+def test_what_the_transport_does_not_take_stays_until_it_takes_more():
+    outbox, transport, _ = make(2, 1)
+    outbox.write(b"12345")
+    assert (outbox.size, outbox.blocked) == (3, True)
+    outbox.write(b"678")
+    assert transport.taken == b"12"
+    outbox.writable()
+    assert (outbox.size, outbox.blocked) == (5, True)
+    outbox.writable()
+    assert transport.taken == b"12345678"
+    assert (outbox.size, outbox.blocked) == (0, False)
+
+
+def test_joined_frames_leave_in_one_write_at_the_end_of_the_tick():
+    outbox, transport, loop = make()
+    for _ in range(10):
+        outbox.join(b"12345")
+    assert transport.writes == []
+    assert outbox.size == 50
+    assert len(loop.soon) == 1
+    loop.end_tick()
+    assert transport.writes == [(1, 50)]
+    outbox.join(b"again")
+    loop.end_tick()
+    assert transport.taken == b"12345" * 10 + b"again"
+
+
+def test_joined_frames_leave_when_there_are_enough_of_them():
+    outbox, transport, loop = make(limit=10 * JOIN_SIZE)
+    for _ in range(16):
+        outbox.join(b"x" * (JOIN_SIZE // 16))
+    assert outbox.size == 0
+    assert len(transport.taken) == JOIN_SIZE
+    loop.end_tick()
+    assert len(transport.taken) == JOIN_SIZE
+
+
+def test_joined_frames_leave_when_they_fill_the_outbox():
+    outbox, transport, _ = make(limit=20)
+    for _ in range(4):
+        outbox.join(b"12345")
+    assert outbox.size == 0
+    assert transport.taken == b"12345" * 4
+
+
+def test_a_write_takes_joined_frames_along_in_order():
+    outbox, transport, _ = make()
+    outbox.join(b"first")
+    outbox.write(b"second")
+    assert transport.writes == [(1, 11)]
+    assert transport.taken == b"firstsecond"
+
+
+def test_the_end_of_a_tick_leaves_a_blocked_transport_alone():
+    outbox, transport, loop = make(0)
+    outbox.write(b"blocked")
+    outbox.join(b"joined")
+    loop.end_tick()
+    assert transport.taken == b""
+    outbox.writable()
+    assert transport.taken == b"blockedjoined"
+
+
+def test_much_is_given_in_vectors_and_not_copied():
+    outbox, transport, _ = make(0, limit=2**30)
+    size = JOIN_SIZE // 8
+    for _ in range(100):
+        outbox.write(b"x" * size)
+    outbox.writable()
+    assert transport.writes == [(1, 0), (VECTOR, VECTOR * size), (100 - VECTOR, (100 - VECTOR) * size)]
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda data: memoryview(bytearray(data))])
+@pytest.mark.parametrize("taken", [0, 1, 3, 4, 9])
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_large_frame_goes_out_whole_wherever_the_transport_stops(kind, taken, joined):
+    outbox, transport, _ = make(taken)
+    payload = kind(b"payload")
+    if joined:
+        outbox.join(b"joined")
+    outbox.write_parts(b"head", payload)
+    if isinstance(payload, bytearray) or not isinstance(getattr(payload, "obj", b""), bytes):
+        memoryview(payload)[:] = b"changed"
+    outbox.writable()
+    assert transport.taken == b"joined" * joined + b"headpayload"
+    assert outbox.size == 0
+
+
+def test_a_large_frame_that_is_taken_at_once():
+    outbox, transport, _ = make()
+    outbox.write_parts(b"head", b"payload")
+    assert transport.writes == [(2, 11)]
+    assert outbox.size == 0
+
+
+@pytest.mark.parametrize("call", ["write", "write_parts", "flush"])
+def test_nothing_is_kept_for_a_transport_that_failed_in_the_call(call):
+    outbox, transport, _ = make()
+    transport.fails = True
+    if call == "write":
+        outbox.write(b"x")
+    elif call == "write_parts":
+        outbox.write_parts(b"head", b"payload")
+    else:
+        outbox.join(b"x")
+        outbox.flush()
+    assert (outbox.size, outbox.closed) == (0, True)
+
+
+def test_clear_drops_everything():
+    outbox, transport, loop = make(0)
+    outbox.write(b"blocked")
+    outbox.clear()
+    outbox.writable()
+    loop.end_tick()
+    assert transport.taken == b""
+    assert outbox.size == 0
+
+
+@given(
+    actions=st.lists(
+        st.tuples(st.sampled_from(["write", "join", "parts", "tick", "writable", "flush"]), st.integers(1, 50)),
+        max_size=40,
+    ),
+    limits=st.lists(st.integers(0, 40), max_size=40),
+)
+def test_any_transport_gets_everything_once_and_in_order(actions, limits):
+    outbox, transport, loop = make(*limits, limit=100)
+    expected = b""
+    for i, (action, size) in enumerate(actions):
+        data = bytes([i]) * size
+        if action == "write":
+            outbox.write(data)
+            expected += data
+        elif action == "join":
+            outbox.join(data)
+            expected += data
+        elif action == "parts":
+            outbox.write_parts(b"head", data)
+            expected += b"head" + data
+        elif action == "tick":
+            loop.end_tick()
+        elif action == "flush":
+            outbox.flush()
+        else:
+            outbox.writable()
+        assert outbox.size == len(expected) - len(transport.taken)
+    while outbox.size:
+        outbox.writable()
+    assert transport.taken == expected
