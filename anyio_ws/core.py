@@ -335,7 +335,7 @@ class Core:
     # Pings
 
     def _answer(self) -> None:
-        """Answer Pings, unless frames wait for the transport: then the latest waits too, and a later one replaces it."""
+        """Answer Pings; while frames wait for the transport the latest waits too, and a later one replaces it."""
         pings = self.connection.pings
         if not pings or self.ended:
             return

@@ -65,7 +65,8 @@ class Options:
                     raise ValueError(f"{field.name} must be a positive number of seconds or None, not {value!r}")
             elif field.name.endswith("_size"):
                 optional = field.name == "max_size"
-                if not (_is_number(value) and isinstance(value, int) and value > 0) and not (optional and value is None):
+                is_size = isinstance(value, int) and not isinstance(value, bool) and value > 0
+                if not is_size and not (optional and value is None):
                     expected = "a positive number of bytes or None" if optional else "a positive number of bytes"
                     raise ValueError(f"{field.name} must be {expected}, not {value!r}")
         if self.compression is not None:

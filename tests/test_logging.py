@@ -95,14 +95,14 @@ async def test_every_frame_is_one_line_at_debug(debug):
 
 
 async def test_the_peers_close_and_our_answer_in_order(debug):
-    async with raw_peer() as (peer, ws):
+    async with raw_peer() as (peer, _ws):
         await peer.send_close(4000, "own")
         await settle()
     assert lines(debug) == ["< CLOSE 4000 (application) 'own'", "> CLOSE 4000 (application) ''"]
 
 
 async def test_a_violation_is_a_close_of_ours(debug):
-    async with raw_peer() as (peer, ws):
+    async with raw_peer() as (peer, _ws):
         await peer.send(b"\xff\xff")
         await settle()
     assert lines(debug) == [
@@ -198,7 +198,7 @@ async def test_no_line_above_debug_contains_a_secret(caplog):
         async with server.connect("/path?token=secret", additional_headers=headers) as ws:
             await ws.wait_closed()
             assert "secret" not in repr(ws)
-        with pytest.raises(Exception, match="426|403|rejected|answered") as caught:
+        with pytest.raises(Exception, match="answered 403") as caught:
             async with server.connect("/path?token=secret", additional_headers=headers, origin="http://evil"):
                 pass
         assert "secret" not in str(caught.value)

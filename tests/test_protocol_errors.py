@@ -69,7 +69,12 @@ VECTORS = [
         1002,
         "payload length 9,223,372,036,854,775,808, expected less than 2**63",
     ),
-    ("close of one byte", [(0x88, b"\x03")], 1002, "Close frame with a payload of 1 byte, expected none or a close code of 2 bytes"),
+    (
+        "close of one byte",
+        [(0x88, b"\x03")],
+        1002,
+        "Close frame with a payload of 1 byte, expected none or a close code of 2 bytes",
+    ),
     ("close code 0", [(0x88, b"\x00\x00")], 1002, CODE.format(0)),
     ("close code 999", [(0x88, b"\x03\xe7")], 1002, CODE.format(999)),
     ("close code 1004", [(0x88, b"\x03\xec")], 1002, CODE.format(1004)),
@@ -88,7 +93,12 @@ VECTORS = [
     ("text with a surrogate", [(0x81, b"\xed\xa0\x80")], 1007, CONTINUATION_BYTE.format(0)),
     ("overlong text", [(0x81, b"\xc0\xaf")], 1007, START.format(0)),
     ("text beyond U+10FFFF", [(0x81, b"\xf4\x90\x80\x80")], 1007, CONTINUATION_BYTE.format(0)),
-    ("text cut in a character", [(0x81, b"\xe2\x82")], 1007, "text message is not UTF-8: unexpected end of data at byte 0"),
+    (
+        "text cut in a character",
+        [(0x81, b"\xe2\x82")],
+        1007,
+        "text message is not UTF-8: unexpected end of data at byte 0",
+    ),
     ("fragmented text not UTF-8", [(0x01, b"ab\xe2"), (0x00, b"\x28")], 1007, CONTINUATION_BYTE.format(2)),
     (
         "fragmented text cut in a character",
@@ -99,7 +109,7 @@ VECTORS = [
     ("message too big", [(0x82, b"x" * 1001)], 1009, BIG.format("1,001")),
     ("announced too big", [(0x82, b"", b"\x7f" + (2**40).to_bytes(8))], 1009, BIG.format(f"{2**40:,}")),
     ("fragments too big", [(0x02, b"x" * 600), (0x00, b"x" * 401)], 1009, BIG.format("at least 1,001")),
-]  # fmt: skip
+]
 
 
 def close_frame(code: int, reason: str) -> RawFrame:
@@ -222,7 +232,7 @@ async def test_a_message_and_a_violation_in_one_chunk_reach_a_waiting_receiver_i
 
 
 async def test_a_ping_before_a_violation_is_answered():
-    async with raw_peer() as (peer, ws):
+    async with raw_peer() as (peer, _ws):
         await peer.send(encode_frame(PING, b"1", KEY) + VIOLATION + encode_frame(PING, b"2", KEY))
         assert await peer.receive_frame() == RawFrame(PONG, b"1")
         assert (await peer.receive_frame()).opcode == CLOSE

@@ -57,7 +57,7 @@ class Record:
 
 
 async def test_no_function_is_a_type_error():
-    async with connected_pair() as (client, server):
+    async with connected_pair() as (client, _server):
         with pytest.raises(TypeError, match="at least one function"):
             await client.run()
 
@@ -69,7 +69,7 @@ async def test_each_function_is_called_with_the_websocket():
         called.append(ws)
         await settle()
 
-    async with connected_pair() as (client, server):
+    async with connected_pair() as (client, _server):
         await client.run(function, function)
         assert called == [client, client]
 
@@ -264,7 +264,7 @@ async def test_several_errors_come_out_as_a_group():
     async def fail_first(ws):
         raise second
 
-    async with connected_pair() as (client, server):
+    async with connected_pair() as (client, _server):
         with pytest.raises(ExceptionGroup) as caught:
             await client.run(fail, fail_first)
         assert set(caught.value.exceptions) == {first, second}
@@ -305,7 +305,7 @@ async def test_the_end_of_this_connection_in_a_group_counts_once():
 
 
 async def test_the_end_of_another_connection_is_an_error_like_any_other():
-    async with connected_pair() as (client, server), connected_pair() as (other, _):
+    async with connected_pair() as (client, _server), connected_pair() as (other, _):
         await other.aclose()
 
         async def forward(ws):
@@ -334,7 +334,7 @@ async def test_a_function_may_close_the_connection():
     async def close(ws):
         await ws.aclose(4000)
 
-    async with connected_pair() as (client, server):
+    async with connected_pair() as (client, _server):
         await client.run(record.consume, close)
         assert client.close_info.code == 4000
 
@@ -344,7 +344,7 @@ async def test_a_send_after_a_local_close_ends_run_without_an_error():
         ws._core.close(1000, "")
         await ws.send("late")
 
-    async with connected_pair() as (client, server):
+    async with connected_pair() as (client, _server):
         await client.run(close)
 
 
@@ -364,7 +364,7 @@ async def test_an_outer_cancellation_cancels_all_and_the_connection_stays_open()
 @pytest.mark.virtual_time
 async def test_an_outer_timeout_stays_the_users():
     record = Record()
-    async with connected_pair() as (client, server):
+    async with connected_pair() as (client, _server):
         with pytest.raises(TimeoutError), anyio.fail_after(5):
             await client.run(record.consume)
 
@@ -381,7 +381,7 @@ async def test_run_waits_for_a_function_that_ignores_its_cancellation_for_a_whil
                 await anyio.sleep(30)
             record.note("stubborn")
 
-    async with connected_pair() as (client, server):
+    async with connected_pair() as (client, _server):
         start = anyio.current_time()
         await client.run(stubborn, record.produce)
         assert anyio.current_time() - start == pytest.approx(30)

@@ -193,14 +193,11 @@ async def test_13_keyboard_interrupt_in_the_background_comes_out_flat():
 
 async def test_14_keyboard_interrupt_in_the_body_comes_out_flat():
     error = KeyboardInterrupt()
-    try:
+    with pytest.raises(KeyboardInterrupt) as caught:
         async with Tasks() as tasks:
             tasks.start(anyio.sleep_forever)
             raise error
-    except KeyboardInterrupt as exc:
-        assert exc is error
-    else:
-        pytest.fail("swallowed")
+    assert caught.value is error
 
 
 async def test_15_a_task_may_end_the_body_by_cancelling_its_scope():

@@ -151,7 +151,7 @@ async def test_a_raw_peer_that_is_entered_twice_says_so():
     pair = raw_peer()
     async with pair:
         pass
-    with pytest.raises(RuntimeError, match="raw_peer.. is for one"):
+    with pytest.raises(RuntimeError, match="is for one `async with` only"):
         async with pair:
             pytest.fail("entered")
 

@@ -162,7 +162,7 @@ async def test_flush_sends_what_was_joined():
 
 
 async def test_flush_of_an_ended_connection_raises():
-    async with connected_pair() as (client, server):
+    async with connected_pair() as (client, _server):
         await client.aclose()
         with pytest.raises(ConnectionClosedOK):
             await client.flush()
@@ -230,7 +230,7 @@ async def test_send_many_waits_at_write_buffer_size():
 
 async def test_send_many_waits_for_its_turn():
     async with raw_peer() as (peer, ws), anyio.create_task_group() as tg:
-        calls, sent = await fill(peer, ws, tg)
+        _calls, sent = await fill(peer, ws, tg)
         many = Call(tg, ws.send_many, [b"many", b"more"])
         await settle()
         after = Call(tg, ws.send, b"after")
@@ -253,13 +253,13 @@ async def test_send_many_sends_nothing_if_an_item_is_wrong():
 
 
 async def test_send_many_of_nothing_does_nothing():
-    async with connected_pair() as (client, server):
+    async with connected_pair() as (client, _server):
         await client.send_many([])
         assert client.stats.messages_sent == 0
 
 
 async def test_send_many_on_an_ended_connection_raises():
-    async with connected_pair() as (client, server):
+    async with connected_pair() as (client, _server):
         await client.aclose()
         with pytest.raises(ConnectionClosedOK):
             await client.send_many(["late"])
@@ -352,7 +352,7 @@ async def test_a_second_receiver_gets_an_error_that_names_both_tasks():
 
 
 async def test_a_second_receiver_is_refused_even_if_a_message_is_there():
-    async with raw_peer() as (peer, ws), anyio.create_task_group() as tg:
+    async with raw_peer() as (_peer, ws), anyio.create_task_group() as tg:
         first = Call(tg, ws.receive)
         await settle()
         core = ws._core
@@ -496,7 +496,7 @@ async def test_json_is_whatever_has_dumps_and_loads():
 
 
 async def test_an_error_of_dumps_comes_out_and_nothing_was_sent():
-    async with connected_pair() as (client, server):
+    async with connected_pair() as (client, _server):
         with pytest.raises(TypeError, match="not JSON serializable"):
             await client.send_json(object())
         assert client.stats.messages_sent == 0
@@ -552,7 +552,7 @@ async def test_an_iterator_may_be_abandoned_and_another_goes_on(name):
 
 @both_roles
 async def test_a_ping_is_answered_whether_or_not_anyone_receives(role):
-    async with raw_peer(role) as (peer, ws):
+    async with raw_peer(role) as (peer, _ws):
         await peer.send_frame(PING, b"payload")
         assert await peer.receive_frame() == RawFrame(PONG, b"payload")
 
@@ -569,7 +569,7 @@ async def test_each_ping_of_a_chunk_is_answered(role):
 
 async def test_only_the_latest_ping_is_answered_after_the_outbox_was_blocked():
     async with raw_peer() as (peer, ws), anyio.create_task_group() as tg:
-        calls, sent = await fill(peer, ws, tg)
+        _calls, sent = await fill(peer, ws, tg)
         for i in range(10):
             await peer.send_frame(PING, b"%d" % i)
         await settle()
@@ -641,7 +641,7 @@ async def test_a_pong_that_answers_nothing_is_ignored():
 
 
 async def test_a_ping_of_more_than_125_bytes_is_a_value_error():
-    async with raw_peer() as (peer, ws):
+    async with raw_peer() as (_peer, ws):
         with pytest.raises(ValueError, match="at most 125 bytes"):
             await ws.ping(b"x" * 126)
 
@@ -686,7 +686,7 @@ async def test_a_ping_raises_when_the_connection_breaks_in_the_call():
 
 
 async def test_a_ping_on_an_ended_connection_raises():
-    async with connected_pair() as (client, server):
+    async with connected_pair() as (client, _server):
         await client.aclose()
         with pytest.raises(ConnectionClosedOK):
             await client.ping()
@@ -736,16 +736,17 @@ async def test_a_receiver_whose_joined_replies_cannot_be_sent_gets_the_error():
 
 
 async def test_it_is_an_object_stream():
-    async with connected_pair() as (client, server):
+    async with connected_pair() as (client, _server):
         assert isinstance(client, ObjectStream)
         with pytest.raises(NotImplementedError, match="use aclose"):
             await client.send_eof()
 
 
 async def test_both_ends_know_the_handshake():
-    async with connected_pair(
-        target="/chat?room=1", headers={"X-Test": "yes"}, subprotocols=["v2", "v1"]
-    ) as (client, server):
+    async with connected_pair(target="/chat?room=1", headers={"X-Test": "yes"}, subprotocols=["v2", "v1"]) as (
+        client,
+        server,
+    ):
         assert server.request.path == client.request.path == "/chat"
         assert server.request.query["room"] == "1"
         assert server.request.headers["X-Test"] == "yes"
@@ -771,7 +772,7 @@ async def test_repr_says_side_path_and_state_and_no_query():
 
 
 async def test_attributes_that_memory_does_not_have_are_a_lookup_error():
-    async with connected_pair() as (client, server):
+    async with connected_pair() as (client, _server):
         assert client.extra(SocketAttribute.remote_port, None) is None
         with pytest.raises(anyio.TypedAttributeLookupError):
             client.extra(SocketAttribute.remote_port)

@@ -72,7 +72,7 @@ async def cancelled_already(call: Callable[[], Awaitable[object]]) -> None:
     with anyio.CancelScope() as scope:
         scope.cancel()
         try:
-            await anyio.sleep(0)
+            await checkpoint()
         finally:
             await call()
             pytest.fail("the call ignored the cancellation")

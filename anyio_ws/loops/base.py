@@ -42,10 +42,11 @@ class Budget:
         if not budget.calls & 7 and budget.exhausted(): ...
     """
 
-    __slots__ = ("calls", "scratch", "since")
+    __slots__ = ("calls", "scratch", "since", "stall_ended")
 
     def __init__(self) -> None:
         self.scratch = memoryview(bytearray(SCRATCH_SIZE))  # every socket of the loop reads into it
+        self.stall_ended = -math.inf  # when the event loop was last found to have been blocked
         self.renew()
 
     def renew(self) -> None:
@@ -153,7 +154,6 @@ class Loop(ABC):
         self.checkpoint_if_cancelled = checkpoint_if_cancelled
         self._timers: list[Timer] = []
         self._soon: list[Callable[[], None]] = []
-        self._stall_ended = -math.inf
 
     @abstractmethod
     def waiter(self) -> Waiter: ...
@@ -193,8 +193,8 @@ class Loop(ABC):
 
     def note_stall(self, due: float, now: float, warn: Callable[[float], None]) -> None:
         """A timer that was due came only now: the event loop was blocked. Warns once for all timers of one stall."""
-        if due > self._stall_ended:
-            self._stall_ended = now
+        if due > self.budget.stall_ended:
+            self.budget.stall_ended = now
             warn(now - due)
 
     @abstractmethod

@@ -7,6 +7,7 @@ CLOSE_SECONDS, even if the owner leaves meanwhile; only `abort` cancels it. Both
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from anyio import CancelScope, EndOfStream, create_task_group, current_time, move_on_after
@@ -145,7 +146,8 @@ class StreamTransport(Transport):
                     with self._reading:
                         await self._read()
         finally:
-            with move_on_after(CLOSE_SECONDS, shield=True):
+            # What goes wrong here changes nothing: the connection has ended.
+            with suppress(Exception), move_on_after(CLOSE_SECONDS, shield=True):
                 await self._stream.aclose()
 
     async def _read(self) -> None:

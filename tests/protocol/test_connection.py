@@ -1,5 +1,7 @@
 """The state machine of one endpoint, each vector whole and byte by byte."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -246,7 +248,7 @@ def test_any_chunking_of_the_bytes_gives_the_same_events(frames, cuts, is_client
     connection = Connection(is_client=is_client)
     messages = []
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         messages += connection.feed(data[start:stop])
     assert messages == expected
     assert (connection.pings, connection.pongs) == (whole.pings, whole.pongs)
