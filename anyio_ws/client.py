@@ -25,7 +25,7 @@ from .transports.stream import AnyStream, StreamTransport
 from .transports.tls import TLSTransport, check_context, check_server_hostname
 from .websocket import WebSocket
 
-logger = logging.getLogger("anyio_ws.client")
+logger: logging.Logger = logging.getLogger("anyio_ws.client")
 
 
 @cache

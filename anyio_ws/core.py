@@ -68,25 +68,26 @@ class Core:
         self.options = options
         self.is_client = is_client
         self.logger = logger
-        self.debug = logger.isEnabledFor(logging.DEBUG)
+        self.debug: bool = logger.isEnabledFor(logging.DEBUG)
         self._id: str | None = None
 
         # Receiving
         self.inbox: deque[str | bytes] = deque()
-        self.unread = 0  # what the inbox counts against receive_buffer_size
-        self.paused = False  # the inbox is full
+        self.unread: int = 0  # what the inbox counts against receive_buffer_size
+        self.paused: bool = False  # the inbox is full
         self.receiver: object | None = None  # the task that waits for a message
         self.waits = 0  # how often a task began to
-        self.discarded = 0  # messages that our Close took from the inbox
+        self.discarded: int = 0  # messages that our Close took from the inbox
         self._delivering = False  # a message has left the inbox and its receiver has not seen it yet
-        self.last_received = self.last_message = loop.time()
+        self.last_received: float = loop.time()
+        self.last_message: float = self.last_received
         self._scratch = loop.budget.scratch
         self._lent = False  # the next bytes go straight into the message
         self._eof = False
 
         # Sending
-        self.outbox = Outbox(transport, loop, options.write_buffer_size)
-        self.last_moved = self.last_received  # when the transport last took something from the outbox
+        self.outbox: Outbox = Outbox(transport, loop, options.write_buffer_size)
+        self.last_moved: float = self.last_received  # when the transport last took something from the outbox
 
         # Pings
         self.pings: dict[bytes, Ping] = {}
@@ -96,7 +97,7 @@ class Core:
         self._idle: Timer | None = None
 
         # Closing
-        self.closing = False  # nobody may send any more
+        self.closing: bool = False  # nobody may send any more
         self.close_info: CloseInfo | None = None
         self._began: CloseInfo | None = None  # the ending that our aclose() began
         self._deadline: Timer | None = None
@@ -107,9 +108,12 @@ class Core:
         self.closers = 0  # tasks that wait for it in aclose()
 
         # Counters
-        self.messages_received = self.messages_sent = 0
-        self.bytes_received = self.bytes_sent = 0
-        self.pings_sent = self.pongs_sent = 0
+        self.messages_received: int = 0
+        self.messages_sent: int = 0
+        self.bytes_received: int = 0
+        self.bytes_sent: int = 0
+        self.pings_sent: int = 0
+        self.pongs_sent: int = 0
 
     @property
     def id(self) -> str:

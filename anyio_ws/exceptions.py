@@ -135,7 +135,7 @@ class HandshakeRejected(HandshakeError):
     def __init__(self, response: Response) -> None:
         super().__init__(response)
         self.response = response
-        self.transient = response.status_code in TRANSIENT_STATUS
+        self.transient: bool = response.status_code in TRANSIENT_STATUS
 
     def __str__(self) -> str:
         return f"the server answered {self.response.status_code} {self.response.reason_phrase}".rstrip()
@@ -154,7 +154,7 @@ class ConnectionClosed(WebSocketError):
     def __init__(self, close_info: CloseInfo) -> None:
         super().__init__(close_info)
         self.close_info = close_info
-        self.__cause__ = close_info.cause
+        self.__cause__: BaseException | None = close_info.cause
 
     def __str__(self) -> str:
         return str(self.close_info)

@@ -32,7 +32,7 @@ class Ping:
     def __init__(self, done: Event | None = None) -> None:
         self.sent: float | None = None
         self.answered: float | None = None
-        self.done = done
+        self.done: Event | None = done
 
     @property
     def round_trip(self) -> float:

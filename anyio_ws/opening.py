@@ -40,7 +40,7 @@ class Opening(Generic[T]):
         self._discarding = False
         self._eof = False
         self._unsent = memoryview(b"")
-        self.early = bytearray()  # what came behind the handshake, in later reads
+        self.early: bytearray = bytearray()  # what came behind the handshake, in later reads
 
     async def receive(self) -> T:
         """Wait for what was awaited.
@@ -172,8 +172,7 @@ class Block(ABC):
                 with CancelScope(shield=True, deadline=current_time() + self._options.ending_bound):
                     await ws.aclose(closing_code(exc))
         except BaseException as late:
-            if await self._leave(late):
-                return True
+            await self._leave(late)
             raise
         return await self._leave(exc)
 

@@ -54,12 +54,12 @@ class Outbox:
     )
 
     def __init__(self, transport: Transport, loop: Loop, limit: int) -> None:
-        self.size = 0
-        self.blocked = False
-        self.closed = False
+        self.size: int = 0
+        self.blocked: bool = False
+        self.closed: bool = False
         self._transport = transport
         self._loop = loop
-        self.limit = limit
+        self.limit: int = limit
         self._join = min(JOIN_SIZE, limit)
         self._buffers: deque[Buffer] = deque()
         self._armed = False  # the end of the tick flushes

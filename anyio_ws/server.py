@@ -425,7 +425,7 @@ class Server:
                 code = _failed(exc, ws, core)
             except BaseExceptionGroup as group:  # trio: a nursery of the handler mixes our cancellation in
                 rest = group.split(get_cancelled_exc_class())[1]
-                if isinstance(rest, ExceptionGroup):
+                if isinstance(rest, Exception):
                     code = _failed(rest, ws, core)
                 elif rest is not None:
                     raise

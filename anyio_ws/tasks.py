@@ -34,7 +34,7 @@ class Tasks:
         self._running = 0  # tasks that are no services
         self._leaving = False
         self.errors: list[BaseException] = []
-        self.scope = CancelScope()  # around the body only: what a failing task cancels
+        self.scope: CancelScope = CancelScope()  # around the body only: what a failing task cancels
         self.scope.__enter__()
         return self
 

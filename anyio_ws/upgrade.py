@@ -20,7 +20,7 @@ from .transports.base import Transport
 from .transports.tls import TLSTransport
 from .websocket import WebSocket
 
-logger = logging.getLogger("anyio_ws.server")
+logger: logging.Logger = logging.getLogger("anyio_ws.server")
 
 ProcessRequest = Callable[[Request], Awaitable[Response | None] | Response | None]
 Address = tuple[str, int] | str | None

@@ -312,10 +312,12 @@ class WebSocket(ObjectStream[str | bytes]):
         limit = self._core.options.write_buffer_size
         for message in checked:
             batch.append(message)
-            size += len(message[1])
+            size += len(message[1]) + MESSAGE_OVERHEAD  # more than the header of its frame
             if size >= limit:
                 await self._send_batch(batch)
                 batch, size = [], 0
+                if self._budget.exhausted():
+                    await self._yield()
         if batch:
             await self._send_batch(batch)
 

@@ -754,6 +754,7 @@ class AsyncPeer:
         return await self._tasks.__aexit__(*exc_info)
 
 
+@pytest.mark.virtual_time
 async def test_a_handler_speaks_in_its_finally_before_1001() -> None:
     async def handler(ws: WebSocket) -> None:
         try:
@@ -769,6 +770,7 @@ async def test_a_handler_speaks_in_its_finally_before_1001() -> None:
         assert (await peer.raw.receive_frame()).payload == b"\x03\xe9"
 
 
+@pytest.mark.virtual_time
 async def test_a_handler_that_swallows_its_cancellation_gets_1001() -> None:
     async def handler(ws: WebSocket) -> None:
         try:
@@ -782,6 +784,7 @@ async def test_a_handler_that_swallows_its_cancellation_gets_1001() -> None:
         assert (await peer.raw.receive_frame()).payload == b"\x03\xe9"
 
 
+@pytest.mark.virtual_time
 async def test_a_handler_that_fails_while_it_is_cancelled_gets_1011(caplog: pytest.LogCaptureFixture) -> None:
     async def handler(ws: WebSocket) -> None:
         try:
@@ -796,6 +799,7 @@ async def test_a_handler_that_fails_while_it_is_cancelled_gets_1011(caplog: pyte
     assert errors(caplog) == ["handler failed"]
 
 
+@pytest.mark.virtual_time
 async def test_a_task_group_that_fails_beside_a_cancellation_reaches_nobody_else(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -852,6 +856,7 @@ async def test_the_bodys_exception_comes_out_as_it_is() -> None:
     assert error.__cause__ is error.__context__ is None
 
 
+@pytest.mark.virtual_time
 async def test_a_cancelled_server_says_1001_and_the_scope_catches_it() -> None:
     async with AsyncPeer() as peer:
         with anyio.CancelScope() as scope:
@@ -1066,3 +1071,52 @@ async def test_drain_ends_connections_whose_peer_vanishes() -> None:
             group.start_soon(server.drain)
             await settle()
             await stream.aclose()
+
+
+@pytest.mark.loops("trio")
+async def test_a_base_exception_beside_a_cancellation_comes_out_of_the_server() -> None:
+    import trio
+
+    async def fail() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise SystemExit(3)
+
+    async def handler(ws: WebSocket) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+            await trio.sleep_forever()
+
+    async with AsyncPeer() as peer:
+        with pytest.raises(BaseExceptionGroup) as info:
+            async with MemoryServer(handler) as server:
+                await opened(await peer.dial(server))
+                await settle()
+        assert info.group_contains(SystemExit)
+
+
+@pytest.mark.loops("trio")
+async def test_a_group_of_cancellations_only_is_a_cancellation(caplog: pytest.LogCaptureFixture) -> None:
+    async def handler(ws: WebSocket) -> None:
+        try:
+            await anyio.sleep_forever()
+        except BaseException as exc:
+            raise BaseExceptionGroup("as older nurseries did", [exc]) from None
+
+    async with AsyncPeer() as peer:
+        async with MemoryServer(handler) as server:
+            await opened(await peer.dial(server))
+        assert (await peer.raw.receive_frame()).payload == b"\x03\xe9"
+    assert errors(caplog) == []
+
+
+async def test_a_handlers_return_is_a_debug_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "anyio_ws.server")
+    async with MemoryServer(raise_nothing) as server, server.connect() as ws:
+        await ws.wait_closed()
+    assert "the handler has returned, messages received: 0" in caplog.messages
+
+
+async def raise_nothing(ws: WebSocket) -> None:
+    pass

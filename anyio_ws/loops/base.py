@@ -45,14 +45,14 @@ class Budget:
     __slots__ = ("calls", "scratch", "since", "stall_ended")
 
     def __init__(self) -> None:
-        self.scratch = memoryview(bytearray(SCRATCH_SIZE))  # every socket of the loop reads into it
-        self.stall_ended = -math.inf  # when the event loop was last found to have been blocked
+        self.scratch: memoryview = memoryview(bytearray(SCRATCH_SIZE))  # every socket of the loop reads into it
+        self.stall_ended: float = -math.inf  # when the event loop was last found to have been blocked
         self.renew()
 
     def renew(self) -> None:
         """A task that called us was really suspended: the others had their turn."""
-        self.calls = BUDGET_CALLS
-        self.since = perf_counter()
+        self.calls: int = BUDGET_CALLS
+        self.since: float = perf_counter()
 
     def exhausted(self) -> bool:
         return self.calls <= 0 or perf_counter() - self.since > BUDGET_SECONDS
@@ -117,7 +117,7 @@ class Timer:
     __slots__ = ("callback", "when")
 
     def __init__(self, when: float, callback: Callable[[], None]) -> None:
-        self.when = when
+        self.when: float = when
         self.callback: Callable[[], None] | None = callback
 
     def cancel(self) -> None:

@@ -86,7 +86,7 @@ class ClientHandshake:
         if user_agent_header is not None and "User-Agent" not in added:
             fields.append(checked_field("User-Agent", user_agent_header, "user_agent_header"))
         headers = Headers.trusted([*fields, *added.multi_items()])
-        self.request = Request("GET", url.target, headers, is_websocket=True)
+        self.request: Request = Request("GET", url.target, headers, is_websocket=True)
         # The answer. h11 knows that an upgrade may follow only if it has seen the request.
         self._connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_CHUNK_LINE)
         self._request_bytes = self._connection.send(
@@ -105,7 +105,7 @@ class ClientHandshake:
         self._body_received = 0
         # The outcome.
         self.subprotocol: str | None = None
-        self.trailing_data = b""
+        self.trailing_data: bytes = b""
 
     def request_bytes(self) -> bytes:
         """The request, to be sent as it is."""

@@ -71,10 +71,11 @@ class Connection:
     def __init__(self, *, is_client: bool, max_size: int | None = 2**20) -> None:
         self._decoder = Decoder(is_client=is_client, max_size=max_size, on_control=self._on_control)
         self._keys = MaskingKeys() if is_client else None
-        self.news = False
+        self.news: bool = False
         self.pings: list[bytes] = []
         self.pongs: list[bytes] = []
-        self.pings_received = self.pongs_received = 0
+        self.pings_received: int = 0
+        self.pongs_received: int = 0
         self.close_received: Close | None = None
         self.close_sent: Close | None = None
         self.error: ProtocolError | None = None

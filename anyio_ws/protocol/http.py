@@ -171,7 +171,7 @@ class Request:
     ) -> None:
         self.method = method
         self.target = target
-        self.headers = headers if isinstance(headers, Headers) else Headers(headers)
+        self.headers: Headers = headers if isinstance(headers, Headers) else Headers(headers)
         self.body = body
         self.is_websocket = is_websocket
         self.remote_address = remote_address
@@ -247,6 +247,11 @@ class Response:
     """
 
     __slots__ = ("body", "headers", "reason_phrase", "status_code")
+
+    status_code: int
+    reason_phrase: str
+    headers: Headers
+    body: bytes
 
     def __init__(self, status_code: int, headers: HeadersLike = (), body: str | bytes = b"") -> None:
         if not 100 <= status_code <= 599:

@@ -82,7 +82,7 @@ class HeadReader:
         self._fields = 0
         self._line = 0
         self._scanned = 0
-        self.rest = b""
+        self.rest: bytes = b""
 
     def __len__(self) -> int:
         """How many bytes of the head have come."""

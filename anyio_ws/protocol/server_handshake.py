@@ -98,7 +98,7 @@ class ServerHandshake:
         self._body_length = 0
         # The outcome.
         self.subprotocol: str | None = None
-        self.trailing_data = b""
+        self.trailing_data: bytes = b""
 
     def feed(self, data: bytes | bytearray | memoryview) -> Request | None:
         """Take bytes as they came, or ``b""`` for the end of the stream; return the request once it is complete.

@@ -47,6 +47,7 @@ class Transport(ABC):
     __slots__ = ("closed", "receiver")
 
     receiver: Receiver
+    closed: bool
 
     def __init__(self) -> None:
         self.closed = False

@@ -101,7 +101,7 @@ def listen_unix(path: str | bytes | os.PathLike[str], *, backlog: int) -> socket
         return _listen(socket.AF_UNIX, name, backlog, False)
     except OSError as exc:
         if exc.errno != errno.EADDRINUSE or not _is_abandoned(name):
-            raise OSError(exc.errno, f"cannot listen on {os.fsdecode(name)}: {exc.strerror}") from exc
+            raise OSError(exc.errno, f"cannot listen on {os.fsdecode(name)}: {exc.strerror or exc}") from exc
     os.unlink(name)
     return _listen(socket.AF_UNIX, name, backlog, False)
 

@@ -196,8 +196,9 @@ class TLSTransport(Transport):
             self._inner.close()
 
     def abort(self) -> None:
-        self.closed = True
-        self._inner.abort()
+        if not self.closed:
+            self.closed: bool = True
+            self._inner.abort()
 
     @property
     def attributes(self) -> Mapping[Any, Callable[[], Any]]:

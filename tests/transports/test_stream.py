@@ -482,3 +482,23 @@ async def test_leaving_a_block_whose_stream_takes_nothing_is_bounded() -> None:
             async with connect("ws://host/", stream=near) as ws:
                 await body(ws)
     assert anyio.current_time() - started <= 6.1
+
+
+@pytest.mark.parametrize("error", [anyio.EndOfStream(), anyio.BrokenResourceError()])
+async def test_an_end_or_error_after_close_is_not_told(error: Exception) -> None:
+    near, far = objects()
+    release = anyio.Event()
+
+    class Stubborn(Bytes):
+        async def receive(self, max_bytes: int = 65536) -> bytes:
+            with anyio.CancelScope(shield=True):
+                await release.wait()
+            raise error
+
+    async with far, end_of(Stubborn(near)) as (transport, recorder):
+        transport.start()
+        await settle()
+        transport.close()
+        release.set()
+        await settle()
+        assert (recorder.ended, recorder.errors) == (0, [])

@@ -480,3 +480,14 @@ async def test_attributes(ends: Ends) -> None:
     assert server[TLSAttribute.shared_ciphers]()
     assert client[TLSAttribute.standard_compatible]() is False
     assert client[TLSAttribute.ssl_object]() is ends.client._object
+
+
+async def test_a_write_that_was_taken_whole_needs_no_word_when_it_has_left(ends: Ends) -> None:
+    ends.server.pause()
+    assert ends.client.write((bytes(60_000),)) == 60_000
+    assert ends.client.write((bytes(10_000),)) == 10_000
+    assert ends.client._pending is not None
+    ends.server.resume()
+    await settle()
+    assert len(ends.at_server.data) == 70_000
+    assert ends.at_client.writables == 0

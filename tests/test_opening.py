@@ -1,0 +1,197 @@
+"""Moving the bytes of an opening handshake, and handing the transport over to the connection."""
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from anyio_ws.core import Core
+from anyio_ws.loops import Loop, open_loop
+from anyio_ws.opening import MAX_EARLY, Opening
+from anyio_ws.options import Options
+from anyio_ws.protocol import Connection, encode_frame
+from anyio_ws.tasks import Tasks
+from anyio_ws.testing import RawPeer
+from anyio_ws.transports.memory import CAPACITY, MemoryTransport, memory_pipe
+
+
+async def settle() -> None:
+    """Let everything happen that happens without time passing."""
+    for _ in range(50):
+        await anyio.lowlevel.checkpoint()
+
+
+def line(data: bytes) -> bytes | None:
+    """What the openings below wait for: one line in one piece."""
+    if not data.endswith(b"\n"):
+        raise ValueError(f"no line: {data!r}")
+    return data
+
+
+class Ends:
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.transport, far = memory_pipe(loop, loop)
+        self.peer = RawPeer(far, loop, is_client=True)
+        far.start()
+        self.opening = Opening(self.transport, loop, line)
+
+    def core(self) -> Core:
+        return Core(
+            self.transport,
+            Connection(is_client=False),
+            self.loop,
+            Options(ping_interval=None),
+            is_client=False,
+            logger=logging.getLogger("anyio_ws.server"),
+        )
+
+
+@asynccontextmanager
+async def new_ends() -> AsyncGenerator[Ends]:
+    async with Tasks() as tasks:
+        loop = open_loop(tasks.start_service)
+        ends = Ends(loop)
+        yield ends
+        ends.transport.abort()
+        loop.close()
+
+
+@pytest.fixture
+async def ends() -> AsyncGenerator[Ends]:
+    async with new_ends() as ends:
+        yield ends
+
+
+MESSAGE = encode_frame(1, "hello", b"mask")
+CLOSE = encode_frame(8, b"\x03\xe8", b"mask")
+
+
+async def test_what_comes_before_the_hand_over_reaches_the_connection(ends: Ends) -> None:
+    await ends.peer.send(b"open\n")
+    assert await ends.opening.receive() == b"open\n"
+    await ends.peer.send(MESSAGE)
+    await settle()
+    core = ends.core()
+    ends.opening.hand_over(core, MESSAGE)
+    assert list(core.inbox) == ["hello", "hello"]
+    await ends.peer.send(MESSAGE)
+    await settle()
+    assert len(core.inbox) == 3
+    core.abort()
+
+
+async def test_not_too_much_is_taken_before_the_hand_over(ends: Ends) -> None:
+    await ends.peer.send(b"open\n")
+    await ends.opening.receive()
+    async with anyio.create_task_group() as group:
+        group.start_soon(ends.peer.send, MESSAGE * 100_000)
+        await settle()
+        assert MAX_EARLY <= len(ends.opening.early) <= MAX_EARLY + CAPACITY
+        core = ends.core()
+        ends.opening.hand_over(core, b"")
+        assert core.inbox[0] == "hello"
+        core.abort()
+        await settle()
+        group.cancel_scope.cancel()
+
+
+async def test_an_end_before_the_hand_over_is_the_connections(ends: Ends) -> None:
+    await ends.peer.send(b"open\n")
+    await ends.opening.receive()
+    await ends.peer.send(MESSAGE)
+    ends.peer.send_eof()
+    await settle()
+    core = ends.core()
+    ends.opening.hand_over(core, b"")
+    assert list(core.inbox) == ["hello"]
+    assert core.close_info is not None
+    assert isinstance(core.close_info.cause, EOFError)
+    assert core.gone
+
+
+async def test_a_close_and_an_end_before_the_hand_over_leave_nothing_open(ends: Ends) -> None:
+    await ends.peer.send(b"open\n")
+    await ends.opening.receive()
+    await ends.peer.send(CLOSE)
+    ends.peer.send_eof()
+    await settle()
+    core = ends.core()
+    ends.opening.hand_over(core, b"")
+    await settle()
+    assert core.close_info is not None
+    assert core.close_info.clean
+    assert core.gone
+
+
+async def test_a_reset_before_the_hand_over_is_the_connections(ends: Ends) -> None:
+    await ends.peer.send(b"open\n")
+    await ends.opening.receive()
+    ends.peer.reset()
+    await settle()
+    core = ends.core()
+    ends.opening.hand_over(core, b"")
+    assert core.close_info is not None
+    assert isinstance(core.close_info.cause, ConnectionResetError)
+
+
+async def test_the_first_error_counts(ends: Ends) -> None:
+    first = OSError("first")
+    ends.opening.fail(first)
+    ends.opening.fail(OSError("second"))
+    with pytest.raises(OSError, match="first"):
+        await ends.opening.receive()
+
+
+async def test_a_long_message_is_sent_as_the_transport_takes_it(ends: Ends) -> None:
+    data = bytes(range(256)) * 1000
+    async with anyio.create_task_group() as group:
+        group.start_soon(ends.opening.send, data)
+        assert await ends.peer.receive(len(data)) == data
+    ends.opening.writable()  # there is no more
+
+
+async def test_a_send_that_breaks_raises(ends: Ends) -> None:
+    ends.peer.pause()
+    async with anyio.create_task_group() as group:
+
+        async def send() -> None:
+            with pytest.raises(OSError, match="reset"):
+                await ends.opening.send(bytes(CAPACITY * 2))
+
+        group.start_soon(send)
+        ends.transport.start()
+        await settle()
+        ends.peer.reset()
+
+
+async def test_after_something_invalid_an_answer_can_be_sent_and_the_rest_is_discarded(ends: Ends) -> None:
+    await ends.peer.send(b"nonsense")
+    with pytest.raises(ValueError, match="no line"):
+        await ends.opening.receive()
+    await ends.peer.send(b"more nonsense")
+    await settle()
+    await ends.opening.send(b"go away")
+    async with anyio.create_task_group() as group:
+        group.start_soon(ends.opening.hang_up, 1)
+        assert await ends.peer.receive_eof() == b"go away"
+        await ends.peer.send(b"even more")
+        ends.peer.send_eof()
+    assert ends.transport.closed
+
+
+async def test_hanging_up_reads_on_if_too_much_had_come(ends: Ends) -> None:
+    await ends.peer.send(b"open\n")
+    await ends.opening.receive()
+    async with anyio.create_task_group() as group:
+        group.start_soon(ends.peer.send, bytes(10 * MAX_EARLY))
+        await settle()
+        await ends.opening.send(b"go away")
+        group.start_soon(ends.opening.hang_up, 1)
+        assert await ends.peer.receive_eof() == b"go away"
+        await settle()
+        ends.peer.send_eof()
+    assert isinstance(ends.transport, MemoryTransport)
+    assert not ends.transport._arrived
