@@ -85,7 +85,7 @@ class CloseInfo:
     def __str__(self) -> str:
         name = CODE_NAMES.get(self.code)
         text = f"{self.code} ({name})" if name else str(self.code)
-        if self.reason:
+        if self.reason and not str(self.cause).startswith(self.reason):
             text += f" {self.reason!r}"
         text += " from the peer" if self.initiator == "peer" else " from here"
         if self.cause is not None:

@@ -17,7 +17,7 @@ import ssl as ssl_module
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, cast
 
 from anyio import TASK_STATUS_IGNORED, CancelScope, Event, current_time, get_cancelled_exc_class
 from anyio.abc import TaskStatus
@@ -271,6 +271,7 @@ class Server:
             self._addresses = tuple(_listening_at(listener) for listener in self._listeners)
             for listener in self._listeners:
                 self._tasks.start(accept_from, listener, self._start, logger)
+                logger.info("listening on %s", _listening_at(listener), extra=NO_ID)
         except BaseException as exc:
             await self._leave(exc)
             raise
@@ -425,8 +426,8 @@ class Server:
                 code = _failed(exc, ws, core)
             except BaseExceptionGroup as group:  # trio: a nursery of the handler mixes our cancellation in
                 rest = group.split(get_cancelled_exc_class())[1]
-                if isinstance(rest, Exception):
-                    code = _failed(rest, ws, core)
+                if isinstance(rest, ExceptionGroup):
+                    code = _failed(cast("ExceptionGroup[Exception]", rest), ws, core)
                 elif rest is not None:
                     raise
             try:

@@ -119,7 +119,7 @@ class WebSocket(ObjectStream[str | bytes]):
         task = self._loop.current_task()
         if core.receiver is not None:
             name = self._loop.task_name
-            raise BusyResourceError(f"receiving ({name(task)!r}; {name(core.receiver)!r} already is)")
+            raise BusyResourceError(f"receiving (task {name(core.receiver)!r}; this is {name(task)!r}) from")
         core.receiver = task
         core.waits += 1
         try:
