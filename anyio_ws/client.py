@@ -1,7 +1,6 @@
 """The client: connect()."""
 
 import json as standard_json
-import logging
 import math
 import os
 import ssl as ssl_module
@@ -15,7 +14,7 @@ from .exceptions import ConnectFailed, HandshakeRejected, OpenTimeout
 from .loops import Loop
 from .opening import Block, Opening
 from .options import JSON, Options
-from .protocol import ClientHandshake, Connection, parse_url
+from .protocol import ClientHandshake, parse_url
 from .protocol.handshake_fields import PRODUCT
 from .protocol.http import HeadersLike
 from .transports.base import Transport
@@ -24,8 +23,6 @@ from .transports.socket import SocketTransport
 from .transports.stream import AnyStream, StreamTransport
 from .transports.tls import TLSTransport, check_context, check_server_hostname
 from .websocket import WebSocket
-
-logger: logging.Logger = logging.getLogger("anyio_ws.client")
 
 
 @cache
@@ -164,14 +161,7 @@ class connect(Block):
             raise ConnectFailed(exc.errno, f"{self._url} broke the connection during the handshake: {exc}") from exc
         if response.status_code != 101:
             raise HandshakeRejected(response)
-        core = Core(
-            transport,
-            Connection(is_client=True, max_size=self._options.max_size),
-            loop,
-            self._options,
-            is_client=True,
-            logger=logger,
-        )
+        core = Core(transport, loop, self._options, is_client=True)
         ws = WebSocket(core, handshake.request, response, handshake.subprotocol, self._remote_address)
         opening.hand_over(core, handshake.trailing_data)
         return ws

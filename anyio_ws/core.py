@@ -27,7 +27,7 @@ from anyio.abc import SocketAttribute
 
 from .exceptions import CloseInfo, ConnectionClosed, ConnectionClosedError, ConnectionClosedOK, EndOfMessages
 from .keepalive import Keepalive, Ping
-from .logs import describe, describe_close
+from .logs import client_logger, describe, describe_close, server_logger
 from .loops import Loop, Timer
 from .options import Options
 from .outbox import Outbox
@@ -45,30 +45,26 @@ class Core:
 
     Args:
         transport: connected; nothing has been read since the opening handshake.
-        connection: the protocol's state, fresh.
         loop: the owner's adapter.
         options: of this connection.
         is_client: which side we are.
-        logger: of that side.
     """
 
     def __init__(
         self,
         transport: Transport,
-        connection: Connection,
         loop: Loop,
         options: Options,
         *,
         is_client: bool,
-        logger: logging.Logger,
     ) -> None:
         self.transport = transport
-        self.connection = connection
+        self.connection = Connection(is_client=is_client, max_size=options.max_size)
         self.loop = loop
         self.options = options
         self.is_client = is_client
-        self.logger = logger
-        self.debug: bool = logger.isEnabledFor(logging.DEBUG)
+        self.logger = client_logger if is_client else server_logger
+        self.debug: bool = self.logger.isEnabledFor(logging.DEBUG)
         self._id: str | None = None
 
         # Receiving

@@ -8,9 +8,17 @@
 `<` came in and `>` goes out. Text and binary are whole messages, however many frames they took.
 """
 
+import logging
+
 from .exceptions import CODE_NAMES
 from .protocol import Close, Opcode
 from .transports.base import Buffer
+
+client_logger: logging.Logger = logging.getLogger("anyio_ws.client")
+server_logger: logging.Logger = logging.getLogger("anyio_ws.server")
+
+NO_ID = {"connection_id": "-"}
+"""For records that are not about an open connection: a formatter may rely on the attribute."""
 
 BEGINNING = 64
 """Characters of a text, and 16 bytes of anything else, that are shown."""

@@ -25,6 +25,8 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from .core import Core
 from .exceptions import HandshakeError, HandshakeRejected
+from .logs import NO_ID
+from .logs import server_logger as logger
 from .loops import Loop, open_loop
 from .opening import Block
 from .options import JSON, Options, SharedOptions
@@ -40,7 +42,7 @@ from .transports.listening import accept_from, close_listener, listen_tcp, liste
 from .transports.socket import SocketTransport
 from .transports.stream import AnyStream, StreamTransport
 from .transports.tls import TLSTransport, check_context
-from .upgrade import NO_ID, Address, ProcessRequest, Rules, logger, upgrade
+from .upgrade import Address, ProcessRequest, Rules, upgrade
 from .websocket import WebSocket
 
 Handler = Callable[[WebSocket], Awaitable[object]]

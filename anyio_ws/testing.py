@@ -13,7 +13,6 @@ Nothing here needs pytest, and trio only where trio runs.
 
 import asyncio
 import errno
-import logging
 import selectors
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -30,7 +29,6 @@ from .opening import closing_code
 from .options import Options, SharedOptions
 from .protocol import (
     ClientHandshake,
-    Connection,
     Opcode,
     Request,
     Response,
@@ -129,14 +127,7 @@ def _websocket(
     response: Response,
     subprotocol: str | None = None,
 ) -> WebSocket:
-    core = Core(
-        transport,
-        Connection(is_client=is_client, max_size=options.max_size),
-        loop,
-        options,
-        is_client=is_client,
-        logger=logging.getLogger("anyio_ws.client" if is_client else "anyio_ws.server"),
-    )
+    core = Core(transport, loop, options, is_client=is_client)
     ws = WebSocket(core, request, response, subprotocol)
     core.start(b"")
     return ws

@@ -1,7 +1,6 @@
 """The server's side of opening a connection: from bytes on a transport to a WebSocket, or to a refusal."""
 
 import inspect
-import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -11,25 +10,21 @@ from anyio import CancelScope, current_time
 
 from .core import Core
 from .exceptions import ConnectFailed, HandshakeRejected, OpenTimeout
+from .logs import NO_ID, server_logger
 from .loops import Loop
 from .opening import Opening
 from .options import Options
-from .protocol import Connection, InvalidHandshake, Request, Response, ServerHandshake
+from .protocol import InvalidHandshake, Request, Response, ServerHandshake
 from .protocol.request_checks import Origins
 from .transports.base import Transport
 from .transports.tls import TLSTransport
 from .websocket import WebSocket
-
-logger: logging.Logger = logging.getLogger("anyio_ws.server")
 
 ProcessRequest = Callable[[Request], Awaitable[Response | None] | Response | None]
 Address = tuple[str, int] | str | None
 
 REFUSED_SECONDS = 1.0
 """Seconds that a client may take to read a refusal before the connection is dropped."""
-
-NO_ID = {"connection_id": "-"}
-"""For log records that are not about an open connection: a formatter may rely on the attribute."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,14 +117,7 @@ async def _upgrade(
     if response.status_code != 101:
         await opening.hang_up(REFUSED_SECONDS)
         raise HandshakeRejected(response)
-    core = Core(
-        transport,
-        Connection(is_client=False, max_size=rules.options.max_size),
-        loop,
-        rules.options,
-        is_client=False,
-        logger=logger,
-    )
+    core = Core(transport, loop, rules.options, is_client=False)
     ws = WebSocket(core, request, response, handshake.subprotocol, remote_address)
     opening.hand_over(core, handshake.trailing_data)
     return ws, core
@@ -149,7 +137,7 @@ async def _decide(
                 raise TypeError(f"process_request must return a Response or None, not {answer!r}")
             response = answer
         except Exception:
-            logger.exception("process_request failed", extra=NO_ID)
+            server_logger.exception("process_request failed", extra=NO_ID)
             return Response(500, body="internal error\n")
         if request.is_websocket and (response is None or response.status_code == 101):
             response = refusal() or response  # while it waited, the last place may have been taken
@@ -166,7 +154,7 @@ def _accept(handshake: ServerHandshake, request: Request, response: Response | N
             raise ValueError("process_request answered 101 to a request that is not for a WebSocket")
         return handshake.accept(response)
     except ValueError:
-        logger.exception("process_request failed", extra=NO_ID)
+        server_logger.exception("process_request failed", extra=NO_ID)
         response = Response(500, body="internal error\n")
         return response, handshake.reject(response)
 
@@ -175,6 +163,6 @@ def _reject(handshake: ServerHandshake, response: Response) -> tuple[Response, b
     try:
         return response, handshake.reject(response)
     except ValueError:
-        logger.exception("process_request failed", extra=NO_ID)
+        server_logger.exception("process_request failed", extra=NO_ID)
         response = Response(500, body="internal error\n")
         return response, handshake.reject(response)

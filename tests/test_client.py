@@ -204,16 +204,18 @@ async def test_a_block_is_left_by_the_task_that_entered_it() -> None:
 
 
 async def test_what_the_server_is_told() -> None:
-    async with MemoryServer(echo, origins=None, subprotocols=["v2"]) as server:
-        async with server.connect(
+    async with (
+        MemoryServer(echo, origins=None, subprotocols=["v2"]) as server,
+        server.connect(
             "/chat?room=1",
             additional_headers={"Cookie": "a=b"},
             origin="https://page.example",
             user_agent_header="tea/1",
             subprotocols=["v1", "v2"],
-        ) as ws:
-            (connection,) = server.connections
-            request = connection.request
+        ) as ws,
+    ):
+        (connection,) = server.connections
+        request = connection.request
     assert (request.method, request.target) == ("GET", "/chat?room=1")
     assert request.headers["Host"] == "test"
     assert request.cookies == {"a": "b"}
@@ -233,9 +235,8 @@ async def test_user_agent_can_be_left_out() -> None:
 
 @pytest.mark.real_time
 async def test_userinfo_becomes_an_authorization_header() -> None:
-    async with Server(echo, "127.0.0.1", 0) as server:
-        async with connect(server.url.replace("//", "//ann:s%20cret@")):
-            (connection,) = server.connections
+    async with Server(echo, "127.0.0.1", 0) as server, connect(server.url.replace("//", "//ann:s%20cret@")):
+        (connection,) = server.connections
     expected = "Basic " + base64.b64encode(b"ann:s cret").decode()
     assert connection.request.headers["Authorization"] == expected
 
@@ -339,7 +340,7 @@ async def test_a_name_without_address_is_connect_failed(monkeypatch: pytest.Monk
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(anyio_ws.transports.connecting, "getaddrinfo", getaddrinfo)
-    with pytest.raises(ConnectFailed, match="nowhere.example.*Name or service not known") as info:
+    with pytest.raises(ConnectFailed, match=r"nowhere\.example.*Name or service not known") as info:
         async with connect("ws://nowhere.example/"):
             pass
     assert info.value.errno == socket.EAI_NONAME
@@ -564,11 +565,13 @@ async def test_server_hostname_is_what_is_verified(
 ) -> None:
     names: list[str | None] = []
     server_context.sni_callback = lambda _, name, __: names.append(name)
-    async with Server(echo, "127.0.0.1", 0, ssl=server_context) as server:
-        async with connect(server.url, ssl=client_context, server_hostname="localhost") as ws:
-            await ws.send("hello")
-            assert await ws.receive() == "hello"
-            assert ws.extra(TLSAttribute.tls_version) == "TLSv1.3"
+    async with (
+        Server(echo, "127.0.0.1", 0, ssl=server_context) as server,
+        connect(server.url, ssl=client_context, server_hostname="localhost") as ws,
+    ):
+        await ws.send("hello")
+        assert await ws.receive() == "hello"
+        assert ws.extra(TLSAttribute.tls_version) == "TLSv1.3"
     assert names == ["localhost"]
 
 
@@ -599,7 +602,7 @@ async def test_a_server_that_wants_a_certificate(
     server_context.verify_mode = ssl.CERT_REQUIRED
     ca.configure_trust(server_context)
     async with Server(echo, "127.0.0.1", 0, ssl=server_context) as server:
-        with pytest.raises(ConnectFailed, match="(?i)certificate.required"):
+        with pytest.raises(ConnectFailed, match=r"(?i)certificate.required"):
             async with connect(server.url, ssl=client_context):
                 pass
 
@@ -693,7 +696,9 @@ async def test_a_nursery_that_is_cancelled_says_1001() -> None:
     assert [closed.code for closed in seen] == [1001]
 
 
-async def stuck(near: ObjectStream[bytes], far: ObjectStream[bytes], body: Callable[[WebSocket], Awaitable[None]]) -> float:
+async def stuck(
+    near: ObjectStream[bytes], far: ObjectStream[bytes], body: Callable[[WebSocket], Awaitable[None]]
+) -> float:
     """Leave a block whose peer says nothing after the handshake; return how long that took."""
     async with anyio.create_task_group() as group:
         group.start_soon(answer, far, b"")

@@ -1,6 +1,5 @@
 """Moving the bytes of an opening handshake, and handing the transport over to the connection."""
 
-import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -11,7 +10,7 @@ from anyio_ws.core import Core
 from anyio_ws.loops import Loop, open_loop
 from anyio_ws.opening import MAX_EARLY, Opening
 from anyio_ws.options import Options
-from anyio_ws.protocol import Connection, encode_frame
+from anyio_ws.protocol import encode_frame
 from anyio_ws.tasks import Tasks
 from anyio_ws.testing import RawPeer
 from anyio_ws.transports.memory import CAPACITY, MemoryTransport, memory_pipe
@@ -39,14 +38,7 @@ class Ends:
         self.opening = Opening(self.transport, loop, line)
 
     def core(self) -> Core:
-        return Core(
-            self.transport,
-            Connection(is_client=False),
-            self.loop,
-            Options(ping_interval=None),
-            is_client=False,
-            logger=logging.getLogger("anyio_ws.server"),
-        )
+        return Core(self.transport, self.loop, Options(ping_interval=None), is_client=False)
 
 
 @asynccontextmanager
@@ -185,13 +177,15 @@ async def test_after_something_invalid_an_answer_can_be_sent_and_the_rest_is_dis
 async def test_hanging_up_reads_on_if_too_much_had_come(ends: Ends) -> None:
     await ends.peer.send(b"open\n")
     await ends.opening.receive()
+    ends.peer._unsent.append(bytes(10 * MAX_EARLY))
+    ends.peer.writable()
+    await settle()
+    await ends.opening.send(b"go away")
     async with anyio.create_task_group() as group:
-        group.start_soon(ends.peer.send, bytes(10 * MAX_EARLY))
-        await settle()
-        await ends.opening.send(b"go away")
         group.start_soon(ends.opening.hang_up, 1)
         assert await ends.peer.receive_eof() == b"go away"
         await settle()
+        assert not ends.peer._unsent
         ends.peer.send_eof()
     assert isinstance(ends.transport, MemoryTransport)
     assert not ends.transport._arrived

@@ -186,9 +186,11 @@ async def whoami(ws: WebSocket) -> None:
     ],
 )
 async def test_auth_by_any_of_them(target: str, headers: dict[str, str]) -> None:
-    async with MemoryServer(whoami, process_request=auth) as server:
-        async with server.connect(target, additional_headers=headers) as ws:
-            assert await ws.receive() == "ann"
+    async with (
+        MemoryServer(whoami, process_request=auth) as server,
+        server.connect(target, additional_headers=headers) as ws,
+    ):
+        assert await ws.receive() == "ann"
 
 
 # Health check on the same port

@@ -524,14 +524,16 @@ async def test_max_connections_holds_while_process_request_waits() -> None:
         except HandshakeRejected as exc:
             results.append(str(exc.response.status_code))
 
-    async with MemoryServer(idle, max_connections=1, process_request=process_request) as server:
-        async with anyio.create_task_group() as group:
-            for _ in range(2):
-                group.start_soon(client)
-            await settle()
-            waiting.set()
-            await settle()
-            group.cancel_scope.cancel()
+    async with (
+        MemoryServer(idle, max_connections=1, process_request=process_request) as server,
+        anyio.create_task_group() as group,
+    ):
+        for _ in range(2):
+            group.start_soon(client)
+        await settle()
+        waiting.set()
+        await settle()
+        group.cancel_scope.cancel()
     assert sorted(results) == ["503", "open"]
 
 
@@ -647,10 +649,9 @@ async def test_a_handlers_base_exception_comes_out_of_the_server_as_it_is() -> N
         raise SystemExit(3)
 
     with pytest.raises(SystemExit):
-        async with MemoryServer(handler) as server:
-            async with server.connect() as ws:
-                await ws.wait_closed()
-                await anyio.sleep_forever()
+        async with MemoryServer(handler) as server, server.connect() as ws:
+            await ws.wait_closed()
+            await anyio.sleep_forever()
 
 
 # Leaving
@@ -869,10 +870,9 @@ async def test_a_cancelled_server_says_1001_and_the_scope_catches_it() -> None:
 
 
 async def test_wait_closed_returns_when_the_block_is_left() -> None:
-    async with anyio.create_task_group() as group:
-        async with MemoryServer(echo) as server:
-            group.start_soon(server.wait_closed)
-            await settle()
+    async with anyio.create_task_group() as group, MemoryServer(echo) as server:
+        group.start_soon(server.wait_closed)
+        await settle()
 
 
 async def test_a_server_that_was_left_refuses_connections() -> None:
@@ -931,14 +931,13 @@ async def test_drain_without_connections_returns_at_once_and_is_idempotent() -> 
 
 
 async def test_a_handshake_during_drain_gets_503() -> None:
-    async with MemoryServer(echo) as server, dial(server) as peer:
-        async with anyio.create_task_group() as group:
-            await settle()
-            group.start_soon(server.drain)
-            await settle()
-            await peer.send(UPGRADE + b"\r\n")
-            assert (await head(peer)).startswith(b"HTTP/1.1 503 ")
-            peer.close()
+    async with MemoryServer(echo) as server, dial(server) as peer, anyio.create_task_group() as group:
+        await settle()
+        group.start_soon(server.drain)
+        await settle()
+        await peer.send(UPGRADE + b"\r\n")
+        assert (await head(peer)).startswith(b"HTTP/1.1 503 ")
+        peer.close()
 
 
 @pytest.mark.virtual_time

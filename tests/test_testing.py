@@ -79,6 +79,16 @@ async def test_leaving_a_pair_ends_both():
 # MemoryServer
 
 
+@pytest.mark.virtual_time
+async def test_cancelled_while_leaving_a_pair_both_are_dropped():
+    with anyio.move_on_after(3) as scope:
+        async with connected_pair() as (client, server):
+            server._core.transport.pause()  # it does not see the Close
+    assert scope.cancelled_caught
+    assert (client.close_info.code, client.close_info.clean) == (1000, False)
+    assert server.close_info is not None
+
+
 async def test_a_memory_server_has_everything_of_a_server():
     def process_request(request):
         return None if request.query.get("token") == "right" else Response(401, body="no\n")

@@ -91,9 +91,11 @@ async def test_one_address(listener: socket.socket) -> None:
 
 
 async def test_ipv6() -> None:
-    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
-        with await connect_tcp("::1", listener.getsockname()[1]) as sock:
-            assert sock.getpeername() == listener.getsockname()
+    with (
+        socket.create_server(("::1", 0), family=socket.AF_INET6) as listener,
+        await connect_tcp("::1", listener.getsockname()[1]) as sock,
+    ):
+        assert sock.getpeername() == listener.getsockname()
 
 
 async def test_an_address_that_refuses_says_which(refused: tuple[str, int], sockets: list[socket.socket]) -> None:
@@ -165,7 +167,10 @@ async def test_the_families_take_turns(
 
 
 async def test_cancelled_nothing_stays_open(
-    hanging: tuple[str, int], resolve: Callable[..., None], sockets: list[socket.socket], monkeypatch: pytest.MonkeyPatch
+    hanging: tuple[str, int],
+    resolve: Callable[..., None],
+    sockets: list[socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(connecting, "ATTEMPT_DELAY", 0.001)
     resolve(hanging, hanging)
@@ -250,7 +255,7 @@ async def test_a_path_where_nobody_listens_is_named(tmp_path: Path, sockets: lis
 
 
 async def test_a_path_that_is_too_long_is_named(tmp_path: Path, sockets: list[socket.socket]) -> None:
-    with pytest.raises(OSError, match="path too long: .*xxx"):
+    with pytest.raises(OSError, match=r"path too long: .*xxx"):
         await connect_unix(tmp_path / ("x" * 200))
     assert open_sockets(sockets) == 0
 

@@ -216,7 +216,7 @@ def test_a_file_that_is_no_socket_is_not(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="cannot listen on .*/nowhere/sock"):
+    with pytest.raises(FileNotFoundError, match=r"cannot listen on .*/nowhere/sock"):
         listen_unix(tmp_path / "nowhere" / "sock", backlog=1)
 
 
@@ -258,7 +258,7 @@ def test_a_file_that_is_somebody_elses_by_then_is_kept(tmp_path: Path) -> None:
 class Listener(socket.socket):
     """A listening socket whose `accept` fails as told."""
 
-    failures: list[int] = []
+    failures: list[int]
 
     def accept(self) -> Any:
         if self.failures:

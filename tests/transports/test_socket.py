@@ -283,9 +283,7 @@ async def test_what_is_taken_arrives(ends: Ends) -> None:
     assert far.recv(100) == b"onetwothreefour"
 
 
-async def test_without_sendmsg_one_buffer_is_written_at_a_time(
-    ends: Ends, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_without_sendmsg_one_buffer_is_written_at_a_time(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SENDMSG", False)
     transport, recorder, far = ends
     transport.start()
@@ -483,9 +481,7 @@ async def test_options_that_the_system_refuses_break_nothing() -> None:
             transport.abort()
 
 
-async def test_options_that_the_system_does_not_have_are_left_out(
-    ends: Ends, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_options_that_the_system_does_not_have_are_left_out(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(module.KEEPALIVE, "TCP_NO_SUCH_OPTION", 1)
     transport, _, _ = ends
     transport.start()

@@ -12,7 +12,7 @@ from anyio.streams.tls import TLSAttribute
 
 from anyio_ws.loops import Loop, open_loop
 from anyio_ws.tasks import Tasks
-from anyio_ws.transports.memory import MemoryTransport, memory_pipe
+from anyio_ws.transports.memory import CAPACITY, MemoryTransport, memory_pipe
 from anyio_ws.transports.tls import SLICE, TLSTransport, check_context, check_server_hostname
 
 
@@ -199,7 +199,7 @@ async def test_a_certificate_that_is_not_accepted_fails_on_both_sides(
                     await ends.client.handshake()
 
             group.start_soon(client)
-            with pytest.raises(ssl.SSLError, match="(?i)unknown.ca"):
+            with pytest.raises(ssl.SSLError, match=r"(?i)unknown.ca"):
                 await ends.server.handshake()
         assert ends.at_client.errors == ends.at_server.errors == []
 
@@ -210,7 +210,7 @@ async def test_a_peer_that_speaks_no_tls_fails_the_handshake(ends: Ends) -> None
     raw.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
     other.start()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    with pytest.raises(ssl.SSLError, match="(?i)http.request"):
+    with pytest.raises(ssl.SSLError, match=r"(?i)http.request"):
         await TLSTransport(one, context, ends.loop.budget, server_side=True).handshake()
 
 
@@ -491,3 +491,13 @@ async def test_a_write_that_was_taken_whole_needs_no_word_when_it_has_left(ends:
     await settle()
     assert len(ends.at_server.data) == 70_000
     assert ends.at_client.writables == 0
+
+
+async def test_more_than_the_transport_below_takes_at_once_goes_out_in_turns(ends: Ends) -> None:
+    ends.server.pause()
+    whole = CAPACITY - 4 * 22  # with what TLS 1.3 adds to each of its four records it fills the pipe
+    assert ends.client.write((bytes(whole),)) == whole
+    assert ends.client.write((bytes(SLICE),)) == SLICE
+    ends.server.resume()
+    await settle()
+    assert len(ends.at_server.data) == whole + SLICE
