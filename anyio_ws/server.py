@@ -182,6 +182,7 @@ class Server:
 
     Raises:
         ValueError, TypeError: an option has a value that cannot be, at once.
+        ValueError: on entering: a socket of `listeners` does not listen.
         OSError: on entering: an address cannot be listened on.
 
     Cancellation: the block's, as leaving it.
@@ -296,6 +297,8 @@ class Server:
     async def _listen(self) -> list[socket.socket]:
         if self._given is not None:
             for listener in self._given:
+                if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    raise ValueError(f"a socket of the option listeners does not listen: {listener}")
                 listener.setblocking(False)
             return list(self._given)
         if self._uds is not None:

@@ -212,6 +212,15 @@ async def test_listeners_are_used_and_closed_with_the_server(tmp_path: Path) -> 
 
 
 @pytest.mark.real_time
+async def test_a_listener_that_does_not_listen_is_refused() -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        with pytest.raises(ValueError, match="does not listen"):
+            async with Server(echo, listeners=[bound]):
+                pass
+
+
+@pytest.mark.real_time
 async def test_tls() -> None:
     ca = trustme.CA()
     server_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
