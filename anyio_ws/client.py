@@ -193,8 +193,8 @@ class connect(Block):
         except ssl_module.SSLCertVerificationError as exc:
             raise ConnectFailed(
                 exc.errno,
-                f"the certificate of {name} was not accepted: {exc.verify_message}; the options ssl and "
-                "server_hostname say what is",
+                f"the certificate of {name} was not accepted: {exc.verify_message.rstrip('.')}. "
+                "What is accepted is for the options ssl and server_hostname to say",
             ) from exc
         except OSError as exc:  # ssl.SSLError is one
             raise ConnectFailed(exc.errno, f"the TLS handshake with {name} failed: {exc.strerror or exc}") from exc

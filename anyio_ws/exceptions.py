@@ -42,6 +42,9 @@ __all__ = [
 TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers that may be different in a moment: the server, or something before it, is overloaded or restarting."""
 
+SHOWN_BODY = 300
+"""Bytes of a refusal's text that its exception shows: servers say there why."""
+
 CODE_NAMES = {
     1000: "normal closure",
     1001: "going away",
@@ -138,7 +141,12 @@ class HandshakeRejected(HandshakeError):
         self.transient: bool = response.status_code in TRANSIENT_STATUS
 
     def __str__(self) -> str:
-        return f"the server answered {self.response.status_code} {self.response.reason_phrase}".rstrip()
+        text = f"the server answered {self.response.status_code} {self.response.reason_phrase}".rstrip()
+        text += ", expected 101"
+        if self.response.headers.get("Content-Type", "").startswith("text/plain"):
+            line = self.response.body[:SHOWN_BODY].decode("utf-8", "replace").partition("\n")[0]
+            text += f": {''.join(char if char.isprintable() else '.' for char in line)}"
+        return text
 
 
 class ConnectionClosed(WebSocketError):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Generic, TypeVar, cast
 
-from anyio import CancelScope, current_time, get_cancelled_exc_class
+from anyio import CancelScope, current_time
 
 from .core import Core
 from .loops import Loop, open_loop
@@ -185,9 +185,11 @@ class Block(ABC):
 
 
 def closing_code(exc: BaseException) -> int:
-    """The close code for a block, or a handler, that an exception ends: 1001 for a cancellation, else 1011."""
-    cancelled = get_cancelled_exc_class()
+    """The close code for a block, or a handler, that an exception ends.
+
+    1011 if something failed, 1001 if we go away: for a cancellation, KeyboardInterrupt or SystemExit.
+    """
     if isinstance(exc, BaseExceptionGroup):
-        rest = cast("BaseExceptionGroup[BaseException]", exc).split(cancelled)[1]
-        return 1001 if rest is None else 1011
-    return 1001 if isinstance(exc, cancelled) else 1011
+        group = cast("BaseExceptionGroup[BaseException]", exc)
+        return max(closing_code(inner) for inner in group.exceptions)
+    return 1011 if isinstance(exc, Exception) else 1001

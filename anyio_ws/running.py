@@ -1,6 +1,7 @@
 """`WebSocket.run`: several functions over one connection, none of which outlives the others."""
 
 from collections.abc import Awaitable, Callable
+from inspect import iscoroutine
 from typing import TYPE_CHECKING, cast
 
 from anyio import sleep, sleep_forever
@@ -26,6 +27,11 @@ async def run(ws: "WebSocket", core: Core, functions: tuple[Callable[["WebSocket
     """See `WebSocket.run`."""
     if not functions:
         raise TypeError("run() takes at least one function, which is called with the WebSocket")
+    for given in cast("tuple[object, ...]", functions):
+        if not callable(given):
+            if iscoroutine(given):
+                given.close()  # or Python would warn that it was never awaited
+            raise TypeError(f"run() takes functions and calls them with the WebSocket itself; got {given!r}")
     before = core.receiving_done
     cut = False  # the end of the connection came to a function, or cut it short
 

@@ -28,7 +28,7 @@ from .exceptions import HandshakeError, HandshakeRejected
 from .logs import NO_ID
 from .logs import server_logger as logger
 from .loops import Loop, open_loop
-from .opening import Block
+from .opening import Block, closing_code
 from .options import JSON, Options, SharedOptions
 from .protocol import Response
 from .protocol.frames import is_valid_close_code
@@ -330,7 +330,8 @@ class Server:
         for address in self._addresses:
             if isinstance(address, tuple):
                 return address[1]
-        raise ValueError("this server does not listen on TCP, so it has no port")
+        entered = "does not listen on TCP" if self._addresses else "is not listening yet (enter its `async with` first)"
+        raise ValueError(f"this server {entered}, so it has no port")
 
     @property
     def url(self) -> str:
@@ -339,18 +340,20 @@ class Server:
         for address in self._addresses:
             if isinstance(address, tuple):
                 host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])
+                if self._ssl is not None and isinstance(self._host, str) and self._host not in ("", "0.0.0.0", "::"):
+                    host = self._host  # certificates are for names
                 return f"{scheme}://[{host}]:{address[1]}/" if ":" in host else f"{scheme}://{host}:{address[1]}/"
         return f"{scheme}://localhost/"
 
     @property
     def connections(self) -> frozenset[WebSocket]:
         """The connections that are open now."""
-        return frozenset(self._open)
+        return frozenset(ws for ws in self._open if ws.close_info is None)
 
     @property
     def stats(self) -> ServerStats:
         """What the server did so far."""
-        return ServerStats(accepted=self._accepted, rejected=self._rejected, open=len(self._open))
+        return ServerStats(accepted=self._accepted, rejected=self._rejected, open=len(self.connections))
 
     # Connections
 
@@ -401,7 +404,14 @@ class Server:
                 )
             except HandshakeRejected as exc:
                 self._rejected += 1
-                logger.info("a request from %s was not upgraded: %s", remote_address, exc, extra=NO_ID)
+                answer = exc.response
+                logger.info(
+                    "a request from %s was answered %d %s",
+                    remote_address,
+                    answer.status_code,
+                    answer.reason_phrase,
+                    extra=NO_ID,
+                )
             except HandshakeError as exc:
                 self._rejected += 1
                 logger.info("opening handshake with %s failed: %s", remote_address, exc, extra=NO_ID)
@@ -443,7 +453,9 @@ class Server:
                 raise
             await ws.aclose(code)
         except BaseException as exc:
-            if core.close_info is None and not core.closing and isinstance(exc, get_cancelled_exc_class()):
+            if not core.closing:
+                if not isinstance(exc, get_cancelled_exc_class()):
+                    code = closing_code(exc)  # KeyboardInterrupt or SystemExit, which will end the program
                 bound = self._rules.options.ending_bound
                 with CancelScope(shield=True, deadline=current_time() + bound):
                     await ws.aclose(code)

@@ -457,6 +457,8 @@ class WebSocket(ObjectStream[str | bytes]):
         RFC 6455 §7.1.2.
         """
         core = self._core
+        if not isinstance(code, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"a close code is an int, not {code!r}; the reason comes second")
         if not is_valid_close_code(code):
             raise ValueError(f"close code {code} must not be sent; use 1000-1003, 1007-1014 or 3000-4999")
         await self._checkpoint()

@@ -358,15 +358,19 @@ async def test_uds_where_nobody_listens_is_connect_failed(tmp_path: Path, name: 
 
 @pytest.mark.real_time
 async def test_a_reset_during_the_handshake_is_connect_failed(descriptors: Callable[[], int]) -> None:
-    async def handle(stream: SocketStream) -> None:
-        await stream.receive()
-        raw: socket.socket = stream.extra(anyio.abc.SocketAttribute.raw_socket)
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+    async def reset() -> None:
+        await anyio.wait_readable(listener)
+        sock, _ = listener.accept()
+        with sock:
+            await anyio.wait_readable(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
 
-    async with tcp_peer(handle) as address:
-        with pytest.raises(ConnectFailed, match="broke the connection during the handshake") as info:
-            async with connect(f"ws://{address}/"):
-                pass
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with anyio.create_task_group() as group:
+            group.start_soon(reset)
+            with pytest.raises(ConnectFailed, match="broke the connection during the handshake") as info:
+                async with connect(f"ws://127.0.0.1:{listener.getsockname()[1]}/"):
+                    pass
     assert info.value.errno == errno.ECONNRESET
     assert descriptors() == 0
 

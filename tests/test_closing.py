@@ -870,3 +870,9 @@ async def test_a_closer_cancelled_anywhere_has_closed_or_done_nothing(steps, ans
         else:
             assert ws.close_info.code in (1000, 1001)
             assert ws._core.gone
+
+
+async def test_a_close_code_that_is_no_int_is_a_type_error() -> None:
+    async with connected_pair() as (client, _):
+        with pytest.raises(TypeError, match="a close code is an int, not 'bye'"):
+            await client.aclose("bye")  # type: ignore[arg-type]

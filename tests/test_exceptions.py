@@ -132,7 +132,14 @@ def test_a_rejection_knows_whether_it_may_pass(status):
 
 
 def test_a_rejection_says_the_status():
-    assert str(HandshakeRejected(Response(403))) == "the server answered 403 Forbidden"
+    assert str(HandshakeRejected(Response(403))) == "the server answered 403 Forbidden, expected 101"
+
+
+def test_a_rejection_shows_the_first_line_of_a_plain_text_that_says_why():
+    rejected = HandshakeRejected(Response(403, body="the Origin is \x1b[31m another\nand so on"))
+    assert str(rejected) == "the server answered 403 Forbidden, expected 101: the Origin is .[31m another"
+    assert len(str(HandshakeRejected(Response(403, body="x" * 1000)))) < 400
+    assert "<html>" not in str(HandshakeRejected(Response(403, {"Content-Type": "text/html"}, "<html>")))
 
 
 def test_an_open_timeout_is_transient_and_an_invalid_handshake_is_not():

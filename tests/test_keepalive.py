@@ -79,6 +79,19 @@ async def test_the_next_ping_is_due_ping_interval_after_the_last_sign_of_life():
         assert ws.latency == pytest.approx(3)
 
 
+async def test_pings_of_keepalive_that_get_no_pong_of_their_own_do_not_pile_up():
+    async with raw_peer(ping_interval=10, ping_timeout=5) as (peer, ws), anyio.create_task_group() as tg:
+        call = Call(tg, ws.ping, b"the application's")
+        for _ in range(10):
+            await peer.receive_frame()
+            await peer.send_frame(PONG, b"unsolicited")
+        await settle()
+        assert ws.stats.pings_sent == 10
+        assert len(ws._core.pings) == 2
+        await peer.send_frame(PONG, b"the application's")
+        assert await call.wait() == pytest.approx(90)
+
+
 # A peer that does not
 
 
@@ -344,6 +357,46 @@ async def test_what_counts_as_blocked(caplog, ping_timeout, late, warned):
     assert any("blocked" in record.getMessage() for record in caplog.records) == warned
 
 
+async def late_judgements(ws, times):
+    """Block the loop for half a second (too little for a stall) just before each of so many judgements."""
+    for _ in range(times):
+        await anyio.sleep(4.9)
+        jump(0.5)
+        await settle()
+
+
+async def test_a_late_judgement_that_could_not_look_probes_afresh_once():
+    async with raw_peer(ping_interval=10, ping_timeout=5) as (_peer, ws):
+        ws._core.poll = lambda: False  # a stream: only its reader task can look
+        await anyio.sleep(10)
+        await late_judgements(ws, 1)
+        assert ws.close_info is None
+        assert ws.stats.pings_sent == 2
+        await late_judgements(ws, 1)
+        assert isinstance(ws.close_info.cause, TimeoutError)
+
+
+async def test_a_sign_of_life_renews_the_second_chance():
+    async with raw_peer(ping_interval=10, ping_timeout=5) as (peer, ws):
+        ws._core.poll = lambda: False
+        await anyio.sleep(10)
+        for _ in range(5):
+            await late_judgements(ws, 1)
+            assert ws.close_info is None
+            await peer.send_frame(PONG)
+            await anyio.sleep(5)  # judged: alive
+            pings = ws.stats.pings_sent
+            while ws.stats.pings_sent == pings:
+                await anyio.sleep(0.1)
+
+
+async def test_a_late_judgement_that_could_look_is_final():
+    async with raw_peer(ping_interval=10, ping_timeout=5) as (_peer, ws):
+        await anyio.sleep(10)
+        await late_judgements(ws, 1)
+        assert isinstance(ws.close_info.cause, TimeoutError)
+
+
 # idle_timeout
 
 
@@ -409,3 +462,15 @@ async def test_a_pair_that_idles_ends_with_1001_on_both_sides():
         with pytest.raises(ConnectionClosed):
             await client.send("late")
         assert CloseInfo(1001) != infos[0]
+
+
+# Rounding
+
+
+async def test_a_clock_that_stands_still_does_not_keep_the_timer_from_the_ping():
+    # Moments at which the sum of now and the interval is rounded down, so that less than the interval seems to be over.
+    while (now := anyio.current_time()) + 20 - now >= 20:
+        await anyio.sleep(0.001)
+    async with raw_peer(ping_interval=20) as (peer, ws):
+        assert ws.stats.last_received == now
+        assert (await peer.receive_frame()).opcode == PING

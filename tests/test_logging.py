@@ -1,16 +1,18 @@
 """What the log says: frames at DEBUG, ends at INFO, failing handlers at ERROR, and no secrets above DEBUG."""
 
+import errno
 import logging
+import socket
 
 import anyio
 import pytest
 
-from anyio_ws import CloseInfo, ConnectionClosedError
+from anyio_ws import CloseInfo, ConnectionClosedError, Server
 from anyio_ws.logs import describe, describe_close
 from anyio_ws.protocol import Close, Opcode, encode_frame
 from anyio_ws.testing import MemoryServer, connected_pair, raw_peer
 
-from .tools import Call, fill, settle
+from .tools import Call, fill, jump, settle
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = Opcode
 
@@ -206,3 +208,32 @@ async def test_no_line_above_debug_contains_a_secret(caplog):
     assert caplog.records
     for record in caplog.records:
         assert "secret" not in record.getMessage()
+
+
+@pytest.mark.virtual_time
+async def test_the_warning_of_a_blocked_loop_is_about_no_connection(caplog):
+    async with connected_pair():
+        jump(300)
+        await anyio.sleep(1)
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert record.connection_id == "-"
+
+
+@pytest.mark.real_time
+async def test_the_warning_of_no_more_descriptors_is_about_no_connection(caplog):
+    class Exhausted(socket.socket):
+        def accept(self):
+            raise OSError(errno.EMFILE, "too many open files")
+
+    async def handler(ws):
+        pass
+
+    listener = Exhausted()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    with socket.create_connection(listener.getsockname()):
+        async with Server(handler, listeners=[listener]):
+            while not lines(caplog, logging.WARNING):
+                await anyio.lowlevel.checkpoint()
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert record.connection_id == "-"

@@ -1,10 +1,11 @@
 """Moving the bytes of an opening handshake, and handing the transport over to the connection."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
 import pytest
+from anyio.streams.stapled import StapledObjectStream
 
 from anyio_ws.core import Core
 from anyio_ws.loops import Loop, open_loop
@@ -13,7 +14,9 @@ from anyio_ws.options import Options
 from anyio_ws.protocol import encode_frame
 from anyio_ws.tasks import Tasks
 from anyio_ws.testing import RawPeer
+from anyio_ws.transports.base import Buffer
 from anyio_ws.transports.memory import CAPACITY, MemoryTransport, memory_pipe
+from anyio_ws.transports.stream import CHUNK, StreamTransport
 
 
 async def settle() -> None:
@@ -37,8 +40,34 @@ class Ends:
         far.start()
         self.opening = Opening(self.transport, loop, line)
 
-    def core(self) -> Core:
-        return Core(self.transport, self.loop, Options(ping_interval=None), is_client=False)
+    def core(self, receive_buffer_size: int = 65536) -> Core:
+        options = Options(ping_interval=None, receive_buffer_size=receive_buffer_size)
+        return Core(self.transport, self.loop, options, is_client=False)
+
+
+class Flooded(MemoryTransport):
+    """Always has something to read, so that `wait` never suspends, as a socket's on trio."""
+
+    waits = 0
+    full = False
+
+    async def wait(self) -> None:
+        self.waits += 1
+        assert self.waits < 1000, "the other tasks do not get their turn"
+
+    def write(self, buffers: Sequence[Buffer]) -> int:
+        return 0 if self.full else super().write(buffers)
+
+
+@asynccontextmanager
+async def flooded() -> AsyncGenerator[tuple[Flooded, Opening[bytes]]]:
+    async with Tasks() as tasks:
+        loop = open_loop(tasks.start_service)
+        transport, far = Flooded(loop), MemoryTransport(loop)
+        transport.peer, far.peer = far, transport
+        yield transport, Opening(transport, loop, line)
+        transport.abort()
+        loop.close()
 
 
 @asynccontextmanager
@@ -118,6 +147,29 @@ async def test_a_close_and_an_end_before_the_hand_over_leave_nothing_open(ends: 
     assert core.gone
 
 
+@pytest.mark.parametrize("closes", [False, True])
+async def test_an_end_before_the_hand_over_comes_after_what_the_inbox_has_no_room_for(closes: bool, ends: Ends) -> None:
+    await ends.peer.send(b"open\n")
+    await ends.opening.receive()
+    await ends.peer.send(MESSAGE * 10 + CLOSE * closes)
+    ends.peer.send_eof()
+    await settle()
+    core = ends.core(receive_buffer_size=100)
+    ends.opening.hand_over(core, b"")
+    for _ in range(5):
+        assert core.close_info is None
+        assert list(core.inbox) == ["hello"] * 2
+        core.inbox.clear()
+        core.unread = 0
+        core.make_room()
+    await settle()
+    assert core.gone
+    assert not core.inbox
+    assert core.close_info is not None
+    assert core.close_info.clean == closes
+    assert isinstance(core.close_info.cause, EOFError) != closes
+
+
 async def test_a_reset_before_the_hand_over_is_the_connections(ends: Ends) -> None:
     await ends.peer.send(b"open\n")
     await ends.opening.receive()
@@ -143,6 +195,38 @@ async def test_a_long_message_is_sent_as_the_transport_takes_it(ends: Ends) -> N
         group.start_soon(ends.opening.send, data)
         assert await ends.peer.receive(len(data)) == data
     ends.opening.writable()  # there is no more
+
+
+async def test_a_send_starts_the_transport() -> None:
+    there, request = anyio.create_memory_object_stream[bytes]()
+    answer, back = anyio.create_memory_object_stream[bytes]()
+    async with Tasks() as tasks, request, answer:
+        loop = open_loop(tasks.start_service)
+        transport = StreamTransport(StapledObjectStream(there, back), loop)
+        opening = Opening(transport, loop, line)
+        data = b"x" * (2 * CHUNK + 1)  # more than is taken at once
+        async with anyio.create_task_group() as group:
+            group.start_soon(opening.send, data)
+            got = b""
+            with anyio.fail_after(10):
+                while len(got) < len(data):
+                    got += await request.receive()
+        assert got == data
+        transport.abort()
+        loop.close()
+
+
+async def test_a_send_does_not_read_on_if_too_much_had_come(ends: Ends) -> None:
+    await ends.peer.send(b"open\n")
+    await ends.opening.receive()
+    async with anyio.create_task_group() as group:
+        group.start_soon(ends.peer.send, bytes(10 * MAX_EARLY))
+        await settle()
+        early = len(ends.opening.early)
+        await ends.opening.send(b"an answer")
+        await settle()
+        assert len(ends.opening.early) == early
+        group.cancel_scope.cancel()
 
 
 async def test_a_send_that_breaks_raises(ends: Ends) -> None:
@@ -189,3 +273,44 @@ async def test_hanging_up_reads_on_if_too_much_had_come(ends: Ends) -> None:
         ends.peer.send_eof()
     assert isinstance(ends.transport, MemoryTransport)
     assert not ends.transport._arrived
+
+
+async def test_a_peer_that_floods_a_hang_up_lets_other_tasks_have_their_turn() -> None:
+    async with flooded() as (transport, opening), anyio.create_task_group() as group:
+        group.start_soon(opening.hang_up, 1)
+        await settle()
+        assert not transport.closed
+        opening.eof()
+    assert transport.closed
+
+
+async def test_a_peer_that_floods_a_send_lets_other_tasks_have_their_turn() -> None:
+    async with flooded() as (transport, opening), anyio.create_task_group() as group:
+        transport.full = True
+        group.start_soon(opening.send, b"an answer")
+        await settle()
+        transport.full = False
+        opening.writable()
+
+
+async def test_hanging_up_waits_for_what_the_transport_holds_although_the_peer_has_ended() -> None:
+    class Holding(Flooded):
+        held = True
+
+        @property
+        def unsent(self) -> bool:
+            return self.held
+
+    async with Tasks() as tasks, anyio.create_task_group() as group:
+        loop = open_loop(tasks.start_service)
+        transport, far = Holding(loop), MemoryTransport(loop)
+        transport.peer, far.peer = far, transport
+        opening = Opening(transport, loop, line)
+        opening.eof()
+        group.start_soon(opening.hang_up, 1)
+        await settle()
+        assert not transport.closed
+        transport.held = False
+        await settle()
+        assert transport.closed
+        loop.close()

@@ -428,3 +428,13 @@ async def test_both_ends_may_run_until_one_is_done():
         calls = [Call(tg, client.run, ask), Call(tg, server.run, echo)]
         for call in calls:
             await call.wait()
+
+
+async def test_what_is_no_function_is_a_type_error() -> None:
+    async def function(ws: object) -> None: ...
+
+    async with connected_pair() as (client, _):
+        with pytest.raises(TypeError, match="calls them with the WebSocket itself; got <coroutine"):
+            await client.run(function(client))  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="got None"):
+            await client.run(None)  # type: ignore[arg-type]

@@ -366,7 +366,7 @@ async def test_process_request_that_fails_is_500_and_logged_once(
     assert b"secret" not in info.value.response.body
     assert errors(caplog) == ["process_request failed"]
     assert all(record.connection_id == "-" for record in caplog.records)  # type: ignore[attr-defined]
-    assert caplog.messages[-1].endswith("the server answered 500 Internal Server Error")
+    assert caplog.messages[-1].endswith("was answered 500 Internal Server Error")
 
 
 async def test_process_request_sees_only_what_passed_our_own_checks() -> None:
@@ -663,6 +663,62 @@ async def test_a_handlers_base_exception_comes_out_of_the_server_as_it_is() -> N
             await anyio.sleep_forever()
 
 
+@pytest.mark.parametrize("exception", [KeyboardInterrupt, SystemExit])
+async def test_a_handler_that_ends_the_program_says_1001(exception: type[BaseException]) -> None:
+    async def handler(ws: WebSocket) -> None:
+        raise exception
+
+    infos: list[CloseInfo] = []
+
+    async def client() -> None:
+        async with server.connect() as ws:
+            infos.append(await ws.wait_closed())
+
+    server = MemoryServer(handler)
+    async with anyio.create_task_group() as group:
+        with pytest.raises(exception):
+            async with server:
+                group.start_soon(client)
+                await anyio.sleep_forever()
+    assert [(info.code, info.clean) for info in infos] == [(1001, True)]
+
+
+async def test_a_connection_that_has_ended_is_not_open_though_its_handler_goes_on() -> None:
+    done = anyio.Event()
+
+    async def handler(ws: WebSocket) -> None:
+        await done.wait()
+
+    async with MemoryServer(handler) as server:
+        async with server.connect() as ws:
+            assert len(server.connections) == server.stats.open == 1
+        await ws.wait_closed()
+        assert server.connections == frozenset()
+        assert server.stats.open == 0
+        done.set()
+
+
+def test_a_server_that_is_not_entered_has_no_port_yet() -> None:
+    with pytest.raises(ValueError, match="is not listening yet"):
+        _ = Server(echo, port=0).port
+
+
+async def test_after_a_handlers_base_exception_the_connection_has_ended() -> None:
+    opened_: list[WebSocket] = []
+
+    async def handler(ws: WebSocket) -> None:
+        opened_.append(ws)
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        async with MemoryServer(handler) as server, server.connect() as ws:
+            await ws.wait_closed()
+            await anyio.sleep_forever()
+    info = await opened_[0].wait_closed()
+    assert (info.code, info.initiator, info.clean) == (1006, "local", False)
+    assert isinstance(info.cause, ConnectionAbortedError)
+
+
 # Leaving
 
 
@@ -713,6 +769,33 @@ async def test_leaving_takes_a_second_with_peers_that_are_stuck() -> None:
         for peer in peers:
             peer.resume()
             assert (await peer.receive_frame()).payload == b"\x03\xe9"
+
+
+@pytest.mark.virtual_time
+async def test_leaving_wakes_the_tasks_outside_a_handler_that_use_its_connection() -> None:
+    errors: list[ConnectionClosed] = []
+
+    async def receive(ws: WebSocket) -> None:
+        with pytest.raises(ConnectionClosedOK) as caught:
+            await ws.receive()
+        errors.append(caught.value)
+
+    async with AsyncPeer() as peer:
+        with anyio.fail_after(1):
+            async with anyio.create_task_group() as group:
+                async with MemoryServer(idle) as server:
+                    await opened(await peer.dial(server))
+                    await settle()
+                    (ws,) = server.connections
+                    group.start_soon(receive, ws)
+                    group.start_soon(ws.wait_closed)
+                    await settle()
+                    group.start_soon(ws.aclose, 1008, "kicked")
+                    await settle()
+        info = await ws.wait_closed()
+        assert (info.code, info.reason, info.initiator, info.clean) == (1008, "kicked", "local", False)
+        assert isinstance(info.cause, ConnectionAbortedError)
+        assert [error.close_info for error in errors] == [info]
 
 
 @pytest.mark.virtual_time
@@ -1020,6 +1103,14 @@ async def test_drain_with_a_code_that_must_not_be_sent_does_nothing() -> None:
             await ws.receive()
 
 
+async def test_drain_with_a_reason_that_cannot_be_sent_does_nothing() -> None:
+    async with MemoryServer(echo) as server, server.connect() as ws:
+        with pytest.raises(ValueError, match=r"close reason '\\ud800' cannot be encoded as UTF-8"):
+            await server.drain(1001, "\ud800")
+        await ws.send("still here")
+        assert await ws.receive() == "still here"
+
+
 async def test_a_cancelled_drain_leaves_the_server_closed_to_newcomers() -> None:
     release = anyio.Event()
 
@@ -1128,3 +1219,24 @@ async def test_a_handlers_return_is_a_debug_line(caplog: pytest.LogCaptureFixtur
 
 async def raise_nothing(ws: WebSocket) -> None:
     pass
+
+
+async def test_a_refusal_is_logged_with_its_status(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "anyio_ws.server")
+    async with MemoryServer(echo) as server:
+        with pytest.raises(HandshakeRejected):
+            async with server.connect(origin="http://evil"):
+                pass
+        await settle()
+    assert caplog.messages[0].startswith("a request from None was not upgraded: ")
+    assert "answered" not in caplog.messages[0]
+
+
+async def test_a_response_of_process_request_is_logged_with_its_status(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "anyio_ws.server")
+    async with MemoryServer(echo, process_request=lambda request: Response(401)) as server:
+        with pytest.raises(HandshakeRejected):
+            async with server.connect():
+                pass
+        await settle()
+    assert caplog.messages == ["a request from None was not upgraded: 401 Unauthorized"]

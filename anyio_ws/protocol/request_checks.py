@@ -33,6 +33,10 @@ _MAX_BODY = 64 * 1024
 _HOST = re.compile(r"(?:[-A-Za-z0-9._~!$&'()*+,;=%]*+|\[[-A-Za-z0-9._~:%]++\])(?::[0-9]*+)?")
 _ABSOLUTE_FORM = re.compile(r"https?://([^/?]++)", re.IGNORECASE)
 _ORIGIN = re.compile(r"(https?)://([^/?#@]++)", re.IGNORECASE)
+# RFC 6454 §6.2: what a browser sends; schemes of their own are those of extensions and applications.
+_SERIALISED_ORIGIN = re.compile(
+    r"null|(?!https://[^:]*:443$|http://[^:]*:80$)[a-z][-+.a-z0-9]*://(?:[^\sA-Z/?#@:\[\]*]+|\[[0-9a-f:.]+\])(?::[0-9]+)?"
+)
 _SCHEME_PORTS = {"http": ":80", "https": ":443"}
 # RFC 6455 §4.2.1, 5.: "a base64-encoded (see Section 4 of [RFC4648]) value that, when decoded, is 16 bytes in length".
 _KEY = re.compile(r"[+/0-9A-Za-z]{22}==")
@@ -199,7 +203,7 @@ def check_origins_option(origins: Origins) -> None:
     """Check the option `origins`.
 
     Raises:
-        ValueError: it is a str other than "same-origin".
+        ValueError: it is a str other than "same-origin", or one of them can never match.
         TypeError: one of them is neither a str nor a pattern.
     """
     if isinstance(origins, str):
@@ -207,6 +211,12 @@ def check_origins_option(origins: Origins) -> None:
             raise ValueError(f'origins={origins!r} is a str; expected "same-origin", a sequence or None')
     elif origins is not None:
         for origin in origins:
+            if isinstance(origin, str) and not _SERIALISED_ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} in origins is no origin as browsers send it, so it would never match; expected "
+                    '"scheme://host" or "scheme://host:port" in lower case without a default port, "null", '
+                    "a pattern, or origins=None for any"
+                )
             if not isinstance(origin, str | re.Pattern):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError(
                     f"origins contains {origin!r}; expected strings and patterns; without an Origin all requests pass"

@@ -73,10 +73,13 @@ def parse_url(url: str) -> URL:
         url: ``ws://`` or ``wss://``, host, and optionally userinfo, port, path and query.
 
     Raises:
+        TypeError: it is no str.
         InvalidURL: it is none; the message says which part is wrong.
 
     RFC 6455 §3.
     """
+    if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"a URL is a str, not {type(url).__name__}")
     if bad := _CONTROL_OR_SPACE.search(url):
         raise InvalidURL(
             f"the URL has the character U+{ord(bad.group()):04X} at index {bad.start()}; "

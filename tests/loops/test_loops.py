@@ -7,6 +7,7 @@ import socket
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -83,6 +84,76 @@ async def test_a_cancelled_timer_in_front_delays_nothing(loop: Loop) -> None:
     first.cancel()
     await anyio.sleep(3)
     assert called == [2]
+
+
+@pytest.mark.virtual_time
+async def test_a_callback_that_fails_is_logged_and_stops_no_other(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
+    called: list[str] = []
+
+    def fail() -> None:
+        raise KeyError("bug")
+
+    start = loop.time()
+    loop.call_at(start + 1, fail)
+    loop.call_at(start + 1, lambda: called.append("due at the same time"))
+    loop.call_at(start + 2, lambda: called.append("due later"))
+    await anyio.sleep(3)
+    assert called == ["due at the same time", "due later"]
+    loop.call_soon(fail)
+    loop.call_soon(lambda: called.append("soon"))
+    await settle()
+    assert called[2:] == ["soon"]
+    loop.call_soon(lambda: called.append("later"))
+    await settle()
+    assert called[3:] == ["later"]
+    assert caplog.messages == ["a callback failed"] * 2
+    for record in caplog.records:
+        assert record.exc_info is not None
+        assert isinstance(record.exc_info[1], KeyError)
+        assert record.connection_id == "-"  # type: ignore[attr-defined]
+
+
+@pytest.mark.virtual_time
+async def test_cancelled_timers_do_not_pile_up(loop: Loop) -> None:
+    called: list[int] = []
+    start = loop.time()
+    for number in range(100):
+        loop.call_at(start + 100 - number, partial(called.append, number))
+    for _ in range(1000):
+        loop.call_at(start + 3600, pytest.fail).cancel()
+        assert len(loop._timers) <= 2 * 100 + 1
+    await anyio.sleep(101)
+    assert called == list(reversed(range(100)))
+
+
+@pytest.mark.virtual_time
+async def test_timers_that_were_called_do_not_count_as_cancelled(loop: Loop) -> None:
+    start = loop.time()
+    timers = [loop.call_at(start + 1, lambda: None) for _ in range(100)]
+    early = loop.call_at(start + 0.5, lambda: None)
+    early.cancel()
+    await anyio.sleep(2)
+    for timer in timers:
+        timer.cancel()
+    early.cancel()
+    assert loop._cancelled == 0
+
+
+@pytest.mark.virtual_time
+async def test_a_callback_may_cancel_many_timers(loop: Loop) -> None:
+    called: list[str] = []
+    start = loop.time()
+    timers = [loop.call_at(start + 1, pytest.fail) for _ in range(100)]
+
+    def cancel() -> None:
+        for timer in timers:
+            timer.cancel()
+
+    loop.call_at(start + 0.5, cancel)
+    loop.call_at(start + 0.5, lambda: called.append("due at the same time"))
+    loop.call_at(start + 2, lambda: called.append("due later"))
+    await anyio.sleep(3)
+    assert called == ["due at the same time", "due later"]
 
 
 @pytest.mark.virtual_time

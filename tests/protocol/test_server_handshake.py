@@ -408,3 +408,27 @@ def test_an_odd_status_code_has_an_empty_reason_phrase() -> None:
 def test_an_interim_answer_does_not_reject(status_code: int) -> None:
     with pytest.raises(ValueError, match=f"status_code={status_code} is not a final answer"):
         ServerHandshake().reject(Response(status_code))
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["*", "example.com", "https://example.com/", "HTTPS://example.com", "https://example.com:443", "http://a:80"],
+)
+def test_an_origin_that_no_browser_sends_is_refused_as_an_option(origin: str) -> None:
+    with pytest.raises(ValueError, match="would never match"):
+        ServerHandshake(origins=[origin])
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "null",
+        "https://example.com",
+        "http://localhost:8080",
+        "https://[::1]:8443",
+        "chrome-extension://abc",
+        "https://a:4430",
+    ],
+)
+def test_an_origin_as_browsers_send_it_is_taken_as_an_option(origin: str) -> None:
+    ServerHandshake(origins=[origin])

@@ -179,3 +179,9 @@ def test_any_text_is_a_url_of_clean_parts_or_refused(rest: str) -> None:
     assert not set(url.host_header + url.target) & set(' \r\n\t\x00#"<>')
     assert 1 <= url.port <= 65535
     assert url.target.startswith("/")
+
+
+@pytest.mark.parametrize("url", [None, b"ws://host/"])
+def test_what_is_no_str_is_a_type_error(url: object) -> None:
+    with pytest.raises(TypeError, match="a URL is a str, not"):
+        parse_url(url)  # type: ignore[arg-type]

@@ -14,7 +14,10 @@ from anyio.streams.stapled import StapledObjectStream
 from anyio.streams.tls import TLSAttribute
 
 from anyio_ws import CloseInfo, WebSocket, accept, connect
+from anyio_ws.core import Core
 from anyio_ws.loops import Loop, open_loop
+from anyio_ws.options import Options
+from anyio_ws.protocol import ClientHandshake, encode_frame, parse_url
 from anyio_ws.tasks import Tasks
 from anyio_ws.transports.stream import CHUNK, CLOSE_SECONDS, StreamTransport
 
@@ -242,6 +245,85 @@ async def test_while_paused_nothing_is_received(end: End) -> None:
     transport.resume()
     await settle()
     assert len(recorder.data) == 2000
+
+
+async def test_while_paused_no_end_is_told(end: End) -> None:
+    transport, recorder, far = end
+    transport.pause()
+    await far.send_eof()
+    await settle()
+    assert recorder.ended == 0
+    transport.resume()
+    await settle()
+    assert recorder.ended == 1
+
+
+async def test_while_paused_an_error_is_told_by_poll_alone() -> None:
+    near, far = objects()
+    async with far, end_of(Broken(near, receive=OSError("reset"))) as (transport, recorder):
+        transport.start()
+        transport.pause()
+        await settle()
+        assert recorder.errors == []
+        transport.poll()
+        assert [str(exc) for exc in recorder.errors] == ["reset"]
+        transport.resume()
+        await settle()
+        assert len(recorder.errors) == 1
+
+
+async def test_while_paused_an_error_comes_after_what_came_before_it() -> None:
+    near, far = objects()
+    async with far, end_of(Broken(near, receive=OSError("reset"))) as (transport, recorder):
+        transport.start()
+        transport.pause()
+        await settle()
+        transport.resume()
+        await settle()
+        assert [str(exc) for exc in recorder.errors] == ["reset"]
+
+
+async def test_a_poll_says_that_it_cannot_look(end: End) -> None:
+    transport, _, _ = end
+    assert not transport.poll()
+
+
+async def test_a_close_and_an_end_behind_a_full_inbox_are_a_clean_end() -> None:
+    near, far = objects()
+    got: list[str | bytes] = []
+    async with far, anyio.create_task_group() as group:
+
+        async def serve_one() -> None:
+            async with accept(near, receive_buffer_size=100) as ws:
+                await settle()
+                got.extend([message async for message in ws])
+                assert ws.close_info == CloseInfo(1000, "", "peer", clean=True)
+
+        group.start_soon(serve_one)
+        await far.send(ClientHandshake(parse_url("ws://host/")).request_bytes())
+        await far.receive()
+        await far.send(encode_frame(1, "message", b"mask") * 50 + encode_frame(8, b"\x03\xe8", b"mask"))
+        await far.send_eof()
+    assert got == ["message"] * 50
+
+
+@pytest.mark.virtual_time
+async def test_a_peer_that_said_close_and_ended_its_side_may_read_slowly() -> None:
+    near, far = objects(0)
+    async with far, owner() as loop:
+        transport = StreamTransport(near, loop)
+        core = Core(transport, loop, Options(ping_interval=None), is_client=False)
+        core.start(b"")
+        core.commit(2, bytes(1000))
+        await far.send(encode_frame(8, b"\x03\xe8", b"mask"))
+        await far.send_eof()
+        await anyio.sleep(2 * CLOSE_SECONDS)
+        assert not core.gone
+        assert len(await far.receive()) == 1004
+        await anyio.sleep(2 * CLOSE_SECONDS)
+        assert await far.receive() == b"\x88\x02\x03\xe8"
+        await settle()
+        assert core.gone
 
 
 async def test_an_empty_object_is_no_end(end: End) -> None:

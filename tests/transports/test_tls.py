@@ -10,7 +10,11 @@ import pytest
 import trustme
 from anyio.streams.tls import TLSAttribute
 
+from anyio_ws import CloseInfo
+from anyio_ws.core import Core
 from anyio_ws.loops import Loop, open_loop
+from anyio_ws.options import Options
+from anyio_ws.protocol import encode_frame
 from anyio_ws.tasks import Tasks
 from anyio_ws.transports.memory import CAPACITY, MemoryTransport, memory_pipe
 from anyio_ws.transports.tls import SLICE, TLSTransport, check_context, check_server_hostname
@@ -335,6 +339,29 @@ async def test_a_big_write_is_taken_in_slices(ends: Ends) -> None:
     assert ends.at_server.data == data
 
 
+def records(pipe: MemoryTransport) -> list[int]:
+    """The lengths of the TLS records that are on their way, without their headers (RFC 8446 §5.1)."""
+    data = b"".join(pipe._arrived)
+    lengths: list[int] = []
+    while data:
+        lengths.append(int.from_bytes(data[3:5]))
+        data = data[5 + lengths[-1] :]
+    return lengths
+
+
+@pytest.mark.parametrize("buffers", [[4, 1000], [4] * 64, [10, 40_000], [10, SLICE, 10]])
+async def test_what_is_short_shares_a_record(buffers: list[int], ends: Ends) -> None:
+    data = [bytes([i]) * size for i, size in enumerate(buffers)]
+    whole = sum(buffers)
+    ends.server.pause()
+    recorded = ends.client.write(data)
+    assert recorded == whole
+    assert len(records(ends.server_pipe)) == min(-(-whole // 16384), SLICE // 16384)  # a record holds 16 KiB at most
+    ends.server.resume()
+    await settle()
+    assert ends.at_server.data == b"".join(data)
+
+
 async def test_several_buffers_are_one_write(ends: Ends) -> None:
     assert ends.client.write((b"one", bytearray(b"two"), memoryview(b"three"))) == 11
     await settle()
@@ -379,7 +406,8 @@ class WantsToRead:
 
 async def test_a_write_that_wants_to_read_first_goes_on_when_something_came(ends: Ends) -> None:
     ends.client._object = WantsToRead(ends.client._object)  # type: ignore[assignment]
-    assert ends.client.write((b"first ", b"second")) == 6
+    assert ends.client.write((b"first ",)) == 6
+    assert ends.client.write((b"second",)) == 0
     await settle()
     assert ends.at_server.data == b"first "
     writables = ends.at_client.writables
@@ -463,6 +491,28 @@ async def test_shutdown_with_plaintext_inside_breaks_nothing(ends: Ends) -> None
     assert ends.at_client.ended
 
 
+@pytest.mark.parametrize("inside", [False, True])
+async def test_after_our_close_notify_only_an_end_of_the_peers_is_an_end(inside: bool, ends: Ends) -> None:
+    if inside:  # plaintext waits in the object
+        ends.at_server.pause_at = 1
+        ends.at_server._buffer = memoryview(bytearray(1000))
+    ends.at_client.send(bytes(50_000))
+    await settle()
+    ends.at_server.pause_at = float("inf")
+    ends.server.shutdown()
+    ends.server.resume()
+    for _ in range(3):
+        ends.at_client.send(bytes(20_000))
+        await settle()
+        assert not ends.at_client.unsent
+        assert not ends.server_pipe._arrived  # unread bytes would make a reset of our close
+    assert not ends.at_server.ended
+    assert ends.at_server.errors == []
+    ends.client_pipe.shutdown()
+    await settle()
+    assert ends.at_server.ended
+
+
 async def test_close_before_the_handshake_is_silent(contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
     async with new_ends(contexts) as ends:
         ends.client.close()
@@ -482,15 +532,65 @@ async def test_attributes(ends: Ends) -> None:
     assert client[TLSAttribute.ssl_object]() is ends.client._object
 
 
-async def test_a_write_that_was_taken_whole_needs_no_word_when_it_has_left(ends: Ends) -> None:
+@pytest.mark.parametrize("shutdown", [False, True])
+async def test_a_write_that_was_taken_whole_is_unsent_until_the_receiver_hears_that_it_has_left(
+    shutdown: bool, ends: Ends
+) -> None:
     ends.server.pause()
     assert ends.client.write((bytes(60_000),)) == 60_000
+    assert not ends.client.unsent
     assert ends.client.write((bytes(10_000),)) == 10_000
-    assert ends.client._pending is not None
+    assert ends.client.unsent
+    if shutdown:
+        ends.client.shutdown()
     ends.server.resume()
     await settle()
     assert len(ends.at_server.data) == 70_000
-    assert ends.at_client.writables == 0
+    assert ends.at_server.ended == shutdown
+    assert ends.at_client.writables == 1
+    assert not ends.client.unsent
+
+
+async def test_what_leaves_late_during_the_handshake_is_no_news_to_the_receiver(ends: Ends) -> None:
+    one, other = memory_pipe(ends.loop, ends.loop)
+    filler = Recorder(one)
+    filler.send(bytes(CAPACITY))
+    client = TLSTransport(
+        one, ssl.create_default_context(), ends.loop.budget, server_side=False, server_hostname="localhost"
+    )
+    at_client = Recorder(client)
+    raw = Recorder(other)
+    async with anyio.create_task_group() as group:
+        group.start_soon(client.handshake)
+        await settle()
+        assert client.unsent
+        other.start()
+        await settle()
+        assert len(raw.data) > CAPACITY  # with a ClientHello
+        assert at_client.writables == 0
+        group.cancel_scope.cancel()
+    one.abort()
+
+
+@pytest.mark.parametrize("frames", [2, 10], ids=["in the transport", "in the outbox too"])
+async def test_a_peer_that_said_close_and_ended_its_side_still_gets_what_was_committed(frames: int, ends: Ends) -> None:
+    core = Core(ends.server, ends.loop, Options(ping_interval=None, write_buffer_size=2**20), is_client=False)
+    core.start(b"")
+    ends.client.pause()
+    for _ in range(frames):
+        core.commit(2, bytes(40_000))
+    ends.at_client.send(encode_frame(8, b"\x03\xe8", b"mask"))
+    ends.client_pipe.shutdown()
+    await settle()
+    assert not core.gone
+    assert core.close_info == CloseInfo(1000, "", "peer", clean=True)
+    ends.client.resume()
+    for _ in range(20):
+        await settle()
+    assert len(ends.at_client.data) == frames * 40_004 + 4
+    assert ends.at_client.data.endswith(b"\x88\x02\x03\xe8")
+    assert ends.at_client.ended
+    assert core.gone
 
 
 async def test_more_than_the_transport_below_takes_at_once_goes_out_in_turns(ends: Ends) -> None:
