@@ -178,7 +178,11 @@ class connect(Block):
             else:
                 self._phase = f"connecting to {url.host} port {url.port}"
                 sock = await connect_tcp(url.host, url.port)
-                self._remote_address = sock.getpeername()[:2]
+                try:
+                    self._remote_address = sock.getpeername()[:2]
+                except OSError:  # the peer has reset it already
+                    sock.close()
+                    raise
         except OSError as exc:
             raise ConnectFailed(exc.errno, f"cannot connect to {url}: {exc.strerror or exc}") from exc
         return SocketTransport(sock, loop)

@@ -27,17 +27,31 @@ from anyio.abc import SocketAttribute
 
 from .exceptions import CloseInfo, ConnectionClosed, ConnectionClosedError, ConnectionClosedOK, EndOfMessages
 from .keepalive import Keepalive, Ping
-from .logs import client_logger, describe, describe_close, server_logger
+from .logs import NO_ID, client_logger, describe, describe_close, server_logger
 from .loops import Loop, Timer
 from .options import Options
 from .outbox import Outbox
 from .protocol import Close, Connection, Opcode, ProtocolError
-from .protocol.frames import MESSAGE_OVERHEAD, encode_header
+from .protocol.frames import MESSAGE_OVERHEAD, encode_header, is_valid_close_code
 from .stats import Stats
 from .transports.base import Buffer, Transport
 
 LARGE = 16384
 """Bytes of payload from which on a frame is sent as header and payload, and not copied into one block."""
+
+
+def check_close(code: int, reason: str) -> None:
+    """Check what an application wants to say in a Close.
+
+    Raises:
+        ValueError: it cannot be said.
+    """
+    if not is_valid_close_code(code):
+        raise ValueError(f"close code {code} must not be sent; use 1000-1003, 1007-1014 or 3000-4999")
+    try:
+        reason.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"close reason {reason!r} has surrogates, which cannot be encoded as UTF-8") from None
 
 
 class Core:
@@ -59,11 +73,11 @@ class Core:
         is_client: bool,
     ) -> None:
         self.transport = transport
-        self.connection = Connection(is_client=is_client, max_size=options.max_size)
+        self.connection: Connection = Connection(is_client=is_client, max_size=options.max_size)
         self.loop = loop
         self.options = options
         self.is_client = is_client
-        self.logger = client_logger if is_client else server_logger
+        self.logger: logging.Logger = client_logger if is_client else server_logger
         self.debug: bool = self.logger.isEnabledFor(logging.DEBUG)
         self._id: str | None = None
 
@@ -192,10 +206,12 @@ class Core:
 
     def eof(self) -> None:
         self._eof = True
+        if self.paused and self.connection.pending:
+            return  # there may be a Close in what is not decoded yet: make_room() comes back
         if not self.ended:
             self.fail(EOFError("the peer ended the connection without a Close frame"))
-        elif not self.outbox.size:
-            self._go()
+        else:
+            self._hang_up()
 
     def writable(self) -> None:
         self.last_moved = self.loop.time()
@@ -277,7 +293,10 @@ class Core:
         self._delivering = not self.closing
         self._take(self.connection.feed(b"", room))
         if not self.paused:
-            self.transport.resume()
+            if self._eof and not self.ended:
+                self.eof()
+            else:
+                self.transport.resume()
         self._delivering = False
 
     # Sending
@@ -377,13 +396,16 @@ class Core:
             self.latency = ping.round_trip
 
     def probe(self) -> Ping:
+        # An earlier one of keepalive's, for which nobody waits, may never get a Pong of its own from a peer that lives.
+        for payload in [payload for payload, ping in self.pings.items() if ping.done is None]:
+            del self.pings[payload]
         return self.ping(os.urandom(4))
 
-    def poll(self) -> None:
-        self.transport.poll()
+    def poll(self) -> bool:
+        return self.transport.poll()
 
     def stalled(self, seconds: float) -> None:
-        self.logger.warning("the event loop was blocked for %.1f s; keepalive starts afresh", seconds)
+        self.logger.warning("the event loop was blocked for %.1f s; keepalive starts afresh", seconds, extra=NO_ID)
 
     def _idle_due(self) -> None:
         assert self.options.idle_timeout is not None
@@ -449,8 +471,8 @@ class Core:
         self._hang_up()
 
     def abort(self) -> None:
-        """Close the transport at once."""
-        if not self.gone:
+        """Close the transport at once, and wake whoever waits, also if the transport was closed without us."""
+        if not (self.ended and self.gone):
             self.fail(ConnectionAbortedError("the connection was aborted here"), "local")
 
     def exception(self, receiving: bool = False) -> ConnectionClosed:
@@ -525,7 +547,7 @@ class Core:
             self.paused = False
             self.transport.resume()
         if not self.outbox.size and not self.gone:
-            if self._eof:
+            if self._eof and not self.transport.unsent:
                 self._go()
                 return
             if not self._shut and (not self.is_client or not (self.close_info and self.close_info.clean)):

@@ -6,7 +6,8 @@ if it stays silent for `ping_timeout` after that was written, the connection has
 - while we ourselves have paused reading, because the application does not keep up: the peer's answer may be waiting in
   the kernel. TCP's own keepalive and the socket's error state stand in;
 - while the Ping waits behind other frames and these move: then the peer is reading. If nothing moves, it runs;
-- while the event loop was blocked: a timer that comes too late warns, and probes afresh before it judges.
+- while the event loop was blocked: a timer that comes too late warns, and probes afresh before it judges. One that is
+  only a little late looks at what has arrived first; where that cannot be done (a stream), it probes afresh once.
 
 There is no task: the owner's heap of timers serves all its connections, and receiving only records a time.
 """
@@ -16,6 +17,9 @@ from typing import Literal, Protocol
 from anyio import Event
 
 from .loops import Loop
+
+LATE = 0.005
+"""Seconds that a timer may be late on a loop with nothing else to do: clocks and selectors count in milliseconds."""
 
 
 class Ping:
@@ -58,8 +62,8 @@ class Kept(Protocol):
         """Send a Ping."""
         ...
 
-    def poll(self) -> None:
-        """Read once without waiting."""
+    def poll(self) -> bool:
+        """Read once without waiting. Returns False if that cannot be done."""
         ...
 
     def fail(self, exc: Exception, initiator: Literal["local", "peer"]) -> None: ...
@@ -79,7 +83,7 @@ class Keepalive:
         timeout: `ping_timeout`, seconds, or None to send pings and never judge.
     """
 
-    __slots__ = ("_connection", "_interval", "_loop", "_ping", "_probed", "_timeout", "_timer")
+    __slots__ = ("_connection", "_interval", "_loop", "_ping", "_probed", "_spared", "_timeout", "_timer")
 
     def __init__(self, connection: Kept, loop: Loop, interval: float, timeout: float | None) -> None:
         self._connection = connection
@@ -88,6 +92,7 @@ class Keepalive:
         self._timeout = timeout
         self._ping: Ping | None = None  # the probe in flight
         self._probed = 0.0  # when it was begun
+        self._spared = False  # a late judgement was put off, and there was no sign of life since
         self._timer = loop.call_at(loop.time() + interval, self._due)
 
     def stop(self) -> None:
@@ -109,9 +114,11 @@ class Keepalive:
             if not connection.ended:
                 self._arm(now + self._interval)
         elif self._ping is None:
-            silent = now - connection.last_received
-            if silent < self._interval:
-                self._arm(connection.last_received + self._interval)
+            # The very sum that the timer is armed for. A difference may be rounded to less than the interval, for ever
+            # on a clock that stands still while there is something to do.
+            due = connection.last_received + self._interval
+            if now < due:
+                self._arm(due)
             else:
                 self._probe(now)
         else:
@@ -126,16 +133,21 @@ class Keepalive:
 
     def _judge(self, now: float, ping: Ping) -> None:
         connection = self._connection
-        connection.poll()  # after a busy tick the Pong may still be in the kernel
+        looked = connection.poll()  # after a busy tick the Pong may still be in the kernel
         if connection.ended:
             return
         if connection.last_received >= self._probed or self._timeout is None:
             self._ping = None
+            self._spared = False
             self._arm(max(connection.last_received + self._interval, now))
             return
         since = connection.last_moved if ping.sent is None else ping.sent
         if now < (deadline := max(since, self._probed) + self._timeout):
             self._arm(deadline)
+            return
+        if not looked and not self._spared and now - self._timer.when > LATE:
+            self._spared = True
+            self._probe(now)
             return
         exc = TimeoutError(f"the peer was silent for {self._timeout:g} s after a ping (ping_timeout)")
         connection.fail(exc, "local")

@@ -17,7 +17,7 @@ from .transports.base import Buffer
 client_logger: logging.Logger = logging.getLogger("anyio_ws.client")
 server_logger: logging.Logger = logging.getLogger("anyio_ws.server")
 
-NO_ID = {"connection_id": "-"}
+NO_ID: dict[str, str] = {"connection_id": "-"}
 """For records that are not about an open connection: a formatter may rely on the attribute."""
 
 BEGINNING = 64

@@ -24,7 +24,7 @@ class Opening(Generic[T]):
     """The transport's receiver during the opening handshake.
 
     Args:
-        transport: connected; it is started by the first `receive`.
+        transport: connected; it is started by the first `receive` or `send`.
         loop: the owner's adapter.
         feed: takes bytes, `b""` for EOF, and returns what was awaited once it is complete.
     """
@@ -32,7 +32,9 @@ class Opening(Generic[T]):
     def __init__(self, transport: Transport, loop: Loop, feed: Callable[[bytes], T | None]) -> None:
         transport.receiver = self
         self._transport = transport
+        self._loop = loop
         self._feed = feed
+        self._started = False
         self._scratch = loop.budget.scratch
         self._result: T | None = None
         self._invalid: Exception | None = None  # what came is not what may come
@@ -49,7 +51,7 @@ class Opening(Generic[T]):
             InvalidHandshake: it is not what may come.
             OSError, ssl.SSLError: the transport failed.
         """
-        self._transport.start()
+        self._start()
         while self._result is None:
             if self._invalid is not None:
                 raise self._invalid
@@ -58,16 +60,23 @@ class Opening(Generic[T]):
             await self._transport.wait()
         return self._result
 
+    def _start(self) -> None:
+        if not self._started:  # again, it would read on although it was paused
+            self._started = True
+            self._transport.start()
+
     async def send(self, data: bytes) -> None:
         """Send bytes, and wait until the transport has taken them.
 
         Raises:
             OSError, ssl.SSLError: the transport failed.
         """
+        self._start()
         self._unsent = memoryview(data)
         self.writable()
         while self._unsent and self._error is None:
             await self._transport.wait()
+            await self._loop.checkpoint()  # while the peer floods us, waiting may take no time
         if self._error is not None:
             raise self._error
 
@@ -77,8 +86,9 @@ class Opening(Generic[T]):
         self._transport.resume()  # the peer may have said so much that reading was paused
         self._transport.shutdown()
         with CancelScope(deadline=current_time() + seconds):
-            while not self._eof and self._error is None:
+            while (not self._eof or self._transport.unsent) and self._error is None:
                 await self._transport.wait()
+                await self._loop.checkpoint()  # while the peer floods us, waiting may take no time
         self._transport.close()
 
     def get_buffer(self) -> memoryview:
@@ -113,8 +123,8 @@ class Opening(Generic[T]):
     def writable(self) -> None:
         if self._unsent:
             self._unsent = self._unsent[self._transport.write((self._unsent,)) :]
-            if not self._unsent:
-                self._transport.wake()
+        if not self._unsent:
+            self._transport.wake()
 
     def fail(self, exc: Exception) -> None:
         self._error = self._error or exc

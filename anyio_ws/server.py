@@ -9,6 +9,7 @@ and whoever calls it only waits for the last handler.
 """
 
 import json as standard_json
+import logging
 import math
 import os
 import random
@@ -23,7 +24,7 @@ from anyio import TASK_STATUS_IGNORED, CancelScope, Event, current_time, get_can
 from anyio.abc import TaskStatus
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from .core import Core
+from .core import Core, check_close
 from .exceptions import HandshakeError, HandshakeRejected
 from .logs import NO_ID
 from .logs import server_logger as logger
@@ -31,7 +32,6 @@ from .loops import Loop, open_loop
 from .opening import Block, closing_code
 from .options import JSON, Options, SharedOptions
 from .protocol import Response
-from .protocol.frames import is_valid_close_code
 from .protocol.handshake_fields import PRODUCT
 from .protocol.request_checks import Origins
 from .running import is_own_closing
@@ -273,7 +273,7 @@ class Server:
             self._listeners = await self._listen()
             self._addresses = tuple(_listening_at(listener) for listener in self._listeners)
             for listener in self._listeners:
-                self._tasks.start(accept_from, listener, self._start, logger)
+                self._tasks.start(accept_from, listener, self._start, logging.LoggerAdapter(logger, NO_ID))
                 logger.info("listening on %s", _listening_at(listener), extra=NO_ID)
         except BaseException as exc:
             await self._leave(exc)
@@ -461,6 +461,7 @@ class Server:
                     await ws.aclose(code)
             raise
         finally:
+            core.abort()  # nothing happens if it is gone; else tasks outside the handler may wait for it
             del self._open[ws]
             self._handling.discard(task)
 
@@ -480,7 +481,7 @@ class Server:
 
         Raises:
             RuntimeError: it was called from a handler of this server, which would wait for itself.
-            ValueError: the code must not be sent.
+            ValueError: the code must not be sent, or the reason is no Unicode (a lone surrogate).
 
         Cancellation: the server stays closed to newcomers, and goes on closing.
         """
@@ -488,8 +489,7 @@ class Server:
             raise RuntimeError("drain() is for a server whose `async with` block was entered")
         if self._loop.current_task() in self._handling:
             raise RuntimeError("drain() was called by a handler of the same server, which would wait for itself")
-        if not is_valid_close_code(code):
-            raise ValueError(f"close code {code} must not be sent; use 1000-1003, 1007-1014 or 3000-4999")
+        check_close(code, reason)
         if not self._draining:
             self._draining = True
             self._close_listeners()

@@ -16,10 +16,10 @@ from typing import Any, Generic, TypeVar
 from anyio import BusyResourceError, EndOfStream, Event
 from anyio.abc import ObjectStream
 
-from .core import Core
+from .core import Core, check_close
 from .exceptions import CloseInfo, ConnectionClosedError
 from .protocol import Opcode, ProtocolError, Request, Response
-from .protocol.frames import MESSAGE_OVERHEAD, is_valid_close_code
+from .protocol.frames import MESSAGE_OVERHEAD
 from .running import run
 from .stats import Stats
 from .transports.base import Buffer
@@ -80,7 +80,7 @@ class WebSocket(ObjectStream[str | bytes]):
     def __repr__(self) -> str:
         side = "client" if self._core.is_client else "server"
         state = "open" if self.close_info is None else f"ended: {self.close_info}"
-        return f"<WebSocket {self.id} {side} {self.request.path} {state}>"
+        return f"<WebSocket {self.id} {side} {self.request.path!r} {state}>"
 
     # Receiving
 
@@ -202,7 +202,7 @@ class WebSocket(ObjectStream[str | bytes]):
         message = await self.receive()
         try:
             return self._core.options.json.loads(message)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:  # the latter: nested too deeply
             kind = "text" if isinstance(message, str) else "binary"
             unit = "characters" if isinstance(message, str) else "bytes"
             error = ProtocolError(
@@ -303,6 +303,8 @@ class WebSocket(ObjectStream[str | bytes]):
         Cancellation: safe; the first so many messages were sent, or will be, whole.
         """
         await self._checkpoint()
+        if self._core.closing:
+            raise self._core.exception()
         batch: list[tuple[int, str | Buffer]] = []
         size = 0
         checked = [_kind(item, None) for item in items]
@@ -450,7 +452,7 @@ class WebSocket(ObjectStream[str | bytes]):
             reason: cut at a character if it is over 123 bytes in UTF-8.
 
         Raises:
-            ValueError: the code must not be sent.
+            ValueError: the code must not be sent, or the reason is no Unicode (a lone surrogate).
 
         Cancellation: before anything was sent, nothing happened; after it, the last task that waits drops the
         connection.
@@ -459,13 +461,11 @@ class WebSocket(ObjectStream[str | bytes]):
         core = self._core
         if not isinstance(code, int):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"a close code is an int, not {code!r}; the reason comes second")
-        if not is_valid_close_code(code):
-            raise ValueError(f"close code {code} must not be sent; use 1000-1003, 1007-1014 or 3000-4999")
+        check_close(code, reason)
         await self._checkpoint()
         core.close(code, reason)
         if core.gone:
             return
-        core.transport.watch()
         if core.gone_event is None:
             core.gone_event = Event()
         core.closers += 1

@@ -536,6 +536,25 @@ async def test_cancelled_while_entering_nothing_stays_open(scheme: str, descript
         assert descriptors() == 1  # the listener
 
 
+@pytest.mark.real_time
+async def test_a_reset_right_after_connecting_is_connect_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    socks: list[socket.socket] = []
+
+    async def connect_tcp(host: str, port: int) -> socket.socket:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            socks.append(socket.create_connection(listener.getsockname()))
+            peer, _ = listener.accept()
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        peer.close()
+        return socks[0]
+
+    monkeypatch.setattr(anyio_ws.client, "connect_tcp", connect_tcp)
+    with pytest.raises(ConnectFailed, match="cannot connect to ws://host/"):
+        async with connect("ws://host/"):
+            pass
+    assert socks[0].fileno() == -1
+
+
 # TLS
 
 

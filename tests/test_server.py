@@ -363,6 +363,7 @@ async def test_process_request_that_fails_is_500_and_logged_once(
         with pytest.raises(HandshakeRejected, match="500 Internal Server Error") as info:
             async with server.connect():
                 pass
+        await settle()  # until the server has hung up
     assert b"secret" not in info.value.response.body
     assert errors(caplog) == ["process_request failed"]
     assert all(record.connection_id == "-" for record in caplog.records)  # type: ignore[attr-defined]
@@ -434,6 +435,7 @@ async def test_a_malformed_request_is_told_why(caplog: pytest.LogCaptureFixture)
     caplog.set_level(logging.INFO, "anyio_ws.server")
     async with MemoryServer(echo) as server:
         data = await answer(server, b"GET / HTTP/1.1\r\n\r\n")
+        await settle()  # until the server has hung up
     assert data.startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert data.endswith(b"the request has 0 Host headers; exactly one is expected\n")
     assert errors(caplog) == []
@@ -703,22 +705,6 @@ def test_a_server_that_is_not_entered_has_no_port_yet() -> None:
         _ = Server(echo, port=0).port
 
 
-async def test_after_a_handlers_base_exception_the_connection_has_ended() -> None:
-    opened_: list[WebSocket] = []
-
-    async def handler(ws: WebSocket) -> None:
-        opened_.append(ws)
-        raise SystemExit(3)
-
-    with pytest.raises(SystemExit):
-        async with MemoryServer(handler) as server, server.connect() as ws:
-            await ws.wait_closed()
-            await anyio.sleep_forever()
-    info = await opened_[0].wait_closed()
-    assert (info.code, info.initiator, info.clean) == (1006, "local", False)
-    assert isinstance(info.cause, ConnectionAbortedError)
-
-
 # Leaving
 
 
@@ -782,16 +768,15 @@ async def test_leaving_wakes_the_tasks_outside_a_handler_that_use_its_connection
 
     async with AsyncPeer() as peer:
         with anyio.fail_after(1):
-            async with anyio.create_task_group() as group:
-                async with MemoryServer(idle) as server:
-                    await opened(await peer.dial(server))
-                    await settle()
-                    (ws,) = server.connections
-                    group.start_soon(receive, ws)
-                    group.start_soon(ws.wait_closed)
-                    await settle()
-                    group.start_soon(ws.aclose, 1008, "kicked")
-                    await settle()
+            async with anyio.create_task_group() as group, MemoryServer(idle) as server:
+                await opened(await peer.dial(server))
+                await settle()
+                (ws,) = server.connections
+                group.start_soon(receive, ws)
+                group.start_soon(ws.wait_closed)
+                await settle()
+                group.start_soon(ws.aclose, 1008, "kicked")
+                await settle()
         info = await ws.wait_closed()
         assert (info.code, info.reason, info.initiator, info.clean) == (1008, "kicked", "local", False)
         assert isinstance(info.cause, ConnectionAbortedError)
@@ -1105,7 +1090,7 @@ async def test_drain_with_a_code_that_must_not_be_sent_does_nothing() -> None:
 
 async def test_drain_with_a_reason_that_cannot_be_sent_does_nothing() -> None:
     async with MemoryServer(echo) as server, server.connect() as ws:
-        with pytest.raises(ValueError, match=r"close reason '\\ud800' cannot be encoded as UTF-8"):
+        with pytest.raises(ValueError, match=r"close reason '\\ud800' has surrogates"):
             await server.drain(1001, "\ud800")
         await ws.send("still here")
         assert await ws.receive() == "still here"
@@ -1219,24 +1204,3 @@ async def test_a_handlers_return_is_a_debug_line(caplog: pytest.LogCaptureFixtur
 
 async def raise_nothing(ws: WebSocket) -> None:
     pass
-
-
-async def test_a_refusal_is_logged_with_its_status(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "anyio_ws.server")
-    async with MemoryServer(echo) as server:
-        with pytest.raises(HandshakeRejected):
-            async with server.connect(origin="http://evil"):
-                pass
-        await settle()
-    assert caplog.messages[0].startswith("a request from None was not upgraded: ")
-    assert "answered" not in caplog.messages[0]
-
-
-async def test_a_response_of_process_request_is_logged_with_its_status(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "anyio_ws.server")
-    async with MemoryServer(echo, process_request=lambda request: Response(401)) as server:
-        with pytest.raises(HandshakeRejected):
-            async with server.connect():
-                pass
-        await settle()
-    assert caplog.messages == ["a request from None was not upgraded: 401 Unauthorized"]

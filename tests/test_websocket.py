@@ -228,6 +228,18 @@ async def test_send_many_waits_at_write_buffer_size():
         await call.wait()
 
 
+async def test_send_many_sends_no_more_once_the_connection_is_closing():
+    async with raw_peer(write_buffer_size=1000) as (peer, ws), anyio.create_task_group() as tg:
+        peer.pause()
+        call = Call(tg, ws.send_many, [b"x" * 500] * 1000)
+        await settle()
+        Call(tg, ws.aclose)
+        with pytest.raises(ConnectionClosedOK):
+            await call.wait()
+        assert ws.stats.messages_sent < 200
+        tg.cancel_scope.cancel()
+
+
 async def test_send_many_waits_for_its_turn():
     async with raw_peer() as (peer, ws), anyio.create_task_group() as tg:
         _calls, sent = await fill(peer, ws, tg)
@@ -263,6 +275,8 @@ async def test_send_many_on_an_ended_connection_raises():
         await client.aclose()
         with pytest.raises(ConnectionClosedOK):
             await client.send_many(["late"])
+        with pytest.raises(ConnectionClosedOK):
+            await client.send_many([])
 
 
 async def test_receive_many_waits_for_at_least_one():
@@ -476,6 +490,16 @@ async def test_receive_json_closes_with_1007_if_it_is_not_json(opcode, payload, 
         assert str(cause) == description
         assert ws.close_info.code == 1007
         assert await peer.receive_frame() == RawFrame(CLOSE, b"\x03\xef" + description.encode())
+
+
+async def test_json_that_is_nested_too_deeply_closes_with_1007():
+    async with raw_peer() as (peer, ws):
+        await peer.send_frame(TEXT, b"[" * 200_000)
+        with pytest.raises(ConnectionClosedError) as caught:
+            await ws.receive_json()
+        assert caught.value.close_info.code == 1007
+        assert isinstance(caught.value.__cause__.__cause__, RecursionError)
+        assert (await peer.receive_frame()).payload[:2] == b"\x03\xef"
 
 
 async def test_json_is_whatever_has_dumps_and_loads():
@@ -765,10 +789,23 @@ async def test_ids_are_eight_digits_that_differ():
 
 async def test_repr_says_side_path_and_state_and_no_query():
     async with connected_pair(target="/path?token=secret") as (client, server):
-        assert repr(client) == f"<WebSocket {client.id} client /path open>"
-        assert repr(server) == f"<WebSocket {server.id} server /path open>"
+        assert repr(client) == f"<WebSocket {client.id} client '/path' open>"
+        assert repr(server) == f"<WebSocket {server.id} server '/path' open>"
         await client.aclose(4000, "done")
-        assert repr(client) == f"<WebSocket {client.id} client /path ended: 4000 'done' from here>"
+        assert repr(client) == f"<WebSocket {client.id} client '/path' ended: 4000 'done' from here>"
+
+
+async def test_repr_is_one_line_whatever_the_peer_wrote():
+    async with connected_pair(target="/a%0aFAKE%1b[31m") as (_client, server):
+        assert repr(server) == f"<WebSocket {server.id} server '/a\\nFAKE\\x1b[31m' open>"
+
+
+async def test_a_close_reason_that_cannot_be_sent_is_refused():
+    async with connected_pair() as (client, server):
+        with pytest.raises(ValueError, match=r"close reason '\\ud800' has surrogates"):
+            await client.aclose(1000, "\ud800")
+        await client.send("still open")
+        assert await server.receive() == "still open"
 
 
 async def test_attributes_that_memory_does_not_have_are_a_lookup_error():

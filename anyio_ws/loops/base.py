@@ -10,6 +10,7 @@ the loop spend together says how long other tasks have been waiting.
 """
 
 import heapq
+import logging
 import math
 import socket
 from abc import ABC, abstractmethod
@@ -25,6 +26,11 @@ BUDGET_CALLS = 64
 
 BUDGET_SECONDS = 0.001
 """Seconds of such calls, for calls (or handlers) that are slow."""
+
+MAX_CANCELLED = 64
+"""Cancelled timers that may stay in the heap until they are due, however few the others are; asyncio allows 100."""
+
+logger: logging.Logger = logging.getLogger("anyio_ws.loops")
 
 
 class Spawn(Protocol):
@@ -112,16 +118,24 @@ class Readiness(ABC):
 
 
 class Timer:
-    """A callback that is due at a time; `cancel()` is idempotent."""
+    """A callback that is due at a time; `cancel()` is idempotent, also when it was called.
 
-    __slots__ = ("callback", "when")
+    Attributes:
+        when: the time.
+        callback: None once it was called or cancelled.
+    """
 
-    def __init__(self, when: float, callback: Callable[[], None]) -> None:
+    __slots__ = ("_loop", "callback", "when")
+
+    def __init__(self, loop: "Loop", when: float, callback: Callable[[], None]) -> None:
+        self._loop = loop
         self.when: float = when
         self.callback: Callable[[], None] | None = callback
 
     def cancel(self) -> None:
-        self.callback = None
+        if self.callback is not None:
+            self.callback = None
+            self._loop.note_cancelled()
 
     def __lt__(self, other: "Timer") -> bool:
         return self.when < other.when
@@ -153,6 +167,7 @@ class Loop(ABC):
         self.checkpoint = checkpoint
         self.checkpoint_if_cancelled = checkpoint_if_cancelled
         self._timers: list[Timer] = []
+        self._cancelled = 0  # of these
         self._soon: list[Callable[[], None]] = []
 
     @abstractmethod
@@ -185,7 +200,7 @@ class Loop(ABC):
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         """Call back at a time of `time()`."""
-        timer = Timer(when, callback)
+        timer = Timer(self, when, callback)
         heapq.heappush(self._timers, timer)
         if self._timers[0] is timer:
             self._arm_timer(when)
@@ -206,14 +221,33 @@ class Loop(ABC):
     def _run_soon(self) -> None:
         callbacks, self._soon = self._soon, []
         for callback in callbacks:
-            callback()
+            _call(callback)
 
     def _run_timers(self) -> float | None:
         """Run what is due; return when the next timer is, None if there is none."""
         timers = self._timers
         now = self.time()
         while timers and (timers[0].when <= now or timers[0].callback is None):
-            callback = heapq.heappop(timers).callback
-            if callback is not None:
-                callback()
+            timer = heapq.heappop(timers)
+            callback, timer.callback = timer.callback, None
+            if callback is None:
+                self._cancelled -= 1
+            else:
+                _call(callback)
         return timers[0].when if timers else None
+
+    def note_cancelled(self) -> None:
+        """One more timer in the heap is not to be called: remove them all when they are most of it."""
+        self._cancelled += 1
+        if self._cancelled > MAX_CANCELLED and self._cancelled > len(self._timers) / 2:
+            self._timers[:] = [timer for timer in self._timers if timer.callback is not None]
+            heapq.heapify(self._timers)
+            self._cancelled = 0
+
+
+def _call(callback: Callable[[], None]) -> None:
+    """A bug in what one connection wants to be called must not stop the timers of all."""
+    try:
+        callback()
+    except Exception:
+        logger.exception("a callback failed", extra={"connection_id": "-"})

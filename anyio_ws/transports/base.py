@@ -77,8 +77,11 @@ class Transport(ABC):
         """Let `wait` return."""
 
     @abstractmethod
-    def poll(self) -> None:
-        """Read once without waiting what may have arrived unnoticed; while paused, only look for an error."""
+    def poll(self) -> bool:
+        """Read once without waiting what may have arrived unnoticed; while paused, only look for an error.
+
+        Returns False if it could not look: then only time tells what has arrived.
+        """
 
     @abstractmethod
     def write(self, buffers: Sequence[Buffer]) -> int:
@@ -90,15 +93,20 @@ class Transport(ABC):
 
     @abstractmethod
     def shutdown(self) -> None:
-        """Send EOF after what was taken; go on reading."""
+        """Send EOF after what was taken; go on reading, although what comes now may be discarded."""
 
     @abstractmethod
     def close(self) -> None:
-        """Close at once; what was taken and not sent yet may still arrive. Idempotent, like `abort`."""
+        """Close at once; what was taken may still arrive, but what is `unsent` will not. Idempotent, like `abort`."""
 
     @abstractmethod
     def abort(self) -> None:
         """Close at once; nothing more is sent."""
+
+    @property
+    def unsent(self) -> bool:
+        """Something that was taken has not left this process. `Receiver.writable` is called when all of it has."""
+        return False
 
     @property
     @abstractmethod

@@ -138,7 +138,9 @@ def close_listener(listener: socket.socket) -> None:
 
 
 async def accept_from(
-    listener: socket.socket, start: Callable[[socket.socket, Any], None], logger: logging.Logger
+    listener: socket.socket,
+    start: Callable[[socket.socket, Any], None],
+    logger: logging.Logger | logging.LoggerAdapter[logging.Logger],
 ) -> None:
     """Accept connections until cancelled, or until `close_listener`.
 

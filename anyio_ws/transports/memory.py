@@ -62,13 +62,14 @@ class MemoryTransport(Transport):
     def wake(self) -> None:
         self._waiter.wake()
 
-    def poll(self) -> None:
+    def poll(self) -> bool:
         if self.closed:
-            return
+            return True
         if self._paused and self._broken:
             self.receiver.fail(ConnectionResetError("the other end was reset"))
         else:
             self._deliver()
+        return True
 
     def write(self, buffers: Sequence[Buffer]) -> int:
         if self.peer.closed or self._broken:

@@ -30,18 +30,19 @@ class SocketTransport(Transport):
         loop: the owner's adapter.
     """
 
-    __slots__ = ("_keepalive", "_paused", "_readiness", "_short", "_sock")
+    __slots__ = ("_breaking", "_keepalive", "_paused", "_readiness", "_short", "_sock")
 
     def __init__(self, sock: socket.socket, loop: Loop) -> None:
         super().__init__()
         sock.setblocking(False)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
-            # Frames are joined where it pays (websocket.py); Nagle's algorithm would only delay them.
+            # Frames are joined where it pays (outbox.py); Nagle's algorithm would only delay them.
             _set_option(sock, socket.IPPROTO_TCP, socket.TCP_NODELAY)
         self._sock = sock
         self._paused = True
         self._keepalive = False
         self._short = False  # the last write fell short
+        self._breaking = False  # a write failed, and the rest is being read
         self._readiness = loop.readiness(sock, self._readable, self._writable)
 
     def start(self) -> None:
@@ -71,13 +72,14 @@ class SocketTransport(Transport):
     def wake(self) -> None:
         self._readiness.wake()
 
-    def poll(self) -> None:
+    def poll(self) -> bool:
         if self.closed:
-            return
+            return True
         if not self._paused:
             self._readable()
         elif error := self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self.receiver.fail(OSError(error, os.strerror(error)))
+        return True
 
     def _readable(self) -> bool:
         """Read once. Returns False if that would have blocked."""
@@ -86,6 +88,8 @@ class SocketTransport(Transport):
             count = self._sock.recv_into(receiver.get_buffer())
             if count:
                 receiver.received(count)
+            elif self._breaking:
+                return False  # the error of the write says more than that this is the end
             else:
                 self._paused = True
                 self._readiness.pause()  # a socket at its end stays readable for ever
@@ -94,8 +98,8 @@ class SocketTransport(Transport):
             return False
         except Exception as exc:  # an OSError of the socket; anything else is a bug, and ends the connection as well
             receiver.fail(exc)
-        except BaseException:
-            self.abort()  # KeyboardInterrupt under trio: the next frame must not start in the middle of this one
+        except BaseException as exc:
+            self._interrupted(exc)
             raise
         return True
 
@@ -126,16 +130,25 @@ class SocketTransport(Transport):
             self.receiver.writable()
         except Exception as exc:
             self.receiver.fail(exc)
-        except BaseException:
-            self.abort()
+        except BaseException as exc:
+            self._interrupted(exc)
             raise
         if not self._short and not self.closed:
             self._readiness.write_done()
 
+    def _interrupted(self, exc: BaseException) -> None:
+        """KeyboardInterrupt under trio: the next frame must not start in the middle of this one."""
+        self.abort()
+        self.receiver.fail(ConnectionAbortedError(f"the connection was aborted here by {type(exc).__name__}"))
+
     def _broken(self, exc: OSError) -> None:
         """A write failed. What the peer said before, perhaps its Close, may still wait in the socket."""
+        if self._breaking:
+            return  # an answer to what it said
+        self._breaking = True
         while not self._paused and not self.closed and self._readable():
             pass
+        self._breaking = False
         self.receiver.fail(exc)
 
     def shutdown(self) -> None:

@@ -46,8 +46,8 @@ class StreamTransport(Transport):
     """
 
     __slots__ = (
-        "_loop", "_objects", "_outgoing", "_paused", "_reader", "_reading", "_receive", "_scope", "_send", "_short",
-        "_shutdown", "_size", "_started", "_stream", "_waiter", "_writer",
+        "_broken", "_loop", "_objects", "_outgoing", "_paused", "_reader", "_reading", "_receive", "_scope", "_send",
+        "_short", "_shutdown", "_size", "_started", "_stream", "_waiter", "_writer",
     )  # fmt: skip
 
     def __init__(self, stream: AnyStream, loop: Loop) -> None:
@@ -68,6 +68,7 @@ class StreamTransport(Transport):
         self._reading = CancelScope()
         self._outgoing: deque[bytes] = deque()
         self._size = 0
+        self._broken: Exception | None = None  # what ended the reading
         self._started = False
         self._paused = True
         self._short = False
@@ -95,8 +96,10 @@ class StreamTransport(Transport):
     def wake(self) -> None:
         self._waiter.wake()
 
-    def poll(self) -> None:
-        pass  # the reader task has read all there is, or the stream says nothing without waiting
+    def poll(self) -> bool:
+        if self._paused and self._broken is not None:
+            self._fail(self._broken)
+        return False  # only the reader task can look, when it has its turn
 
     def write(self, buffers: Sequence[Buffer]) -> int:
         taken = 0
@@ -134,6 +137,10 @@ class StreamTransport(Transport):
             self._scope.cancel()
 
     @property
+    def unsent(self) -> bool:
+        return self._size > 0
+
+    @property
     def attributes(self) -> Mapping[Any, Callable[[], Any]]:
         return getattr(self._stream, "extra_attributes", {})
 
@@ -167,9 +174,12 @@ class StreamTransport(Transport):
         except EndOfStream:
             pass
         except Exception as exc:
-            self._fail(exc)
-            return
-        if not self.closed:
+            self._broken = exc
+        while self._paused:  # the receiver has no room yet for what came before, perhaps a Close
+            await self._reader.wait()
+        if self._broken is not None:
+            self._fail(self._broken)
+        elif not self.closed:
             self.receiver.eof()
 
     async def _write(self) -> None:
@@ -181,7 +191,7 @@ class StreamTransport(Transport):
                 part = self._outgoing.popleft()
                 await self._send(part)
                 self._size -= len(part)
-                if self._short and not self.closed:
+                if (self._short or not self._size) and not self.closed:
                     self._short = False
                     self.receiver.writable()
             if not self.closed:

@@ -6,11 +6,11 @@ plaintext stays inside the object, for which no readiness will ever fire, so `re
 the object does, also a read, may leave ciphertext in the outgoing BIO (key updates, alerts), so each call drains it.
 
 Ciphertext that the transport below does not take waits here, at most about SLICE bytes of it: while some does, `write`
-takes nothing. Plaintext counts as taken once it is encrypted.
+takes nothing. Plaintext counts as taken once it is encrypted; until its ciphertext has left, it is `unsent`.
 """
 
 import ssl
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from anyio.streams.tls import TLSAttribute
@@ -49,6 +49,23 @@ def check_server_hostname(name: str) -> None:
         context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
     except (TypeError, ValueError) as exc:
         raise ValueError(f"server_hostname={name!r} is no host name: {exc}") from exc
+
+
+def _slices(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
+    """Cut what is long and join what is short: each slice becomes at least one record, with some 22 bytes around it."""
+    parts: list[memoryview] = []
+    size = 0
+    for buffer in buffers:
+        view = memoryview(buffer)
+        while view:
+            parts.append(view[: SLICE - size])
+            size += len(parts[-1])
+            view = view[len(parts[-1]) :]
+            if size == SLICE:
+                yield parts[0] if len(parts) == 1 else b"".join(parts)
+                parts, size = [], 0
+    if parts:
+        yield parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 class TLSTransport(Transport):
@@ -147,28 +164,26 @@ class TLSTransport(Transport):
     def wake(self) -> None:
         self._inner.wake()
 
-    def poll(self) -> None:
-        self._inner.poll()
+    def poll(self) -> bool:
+        return self._inner.poll()
 
     def write(self, buffers: Sequence[Buffer]) -> int:
         taken = 0
         if self._pending is None and not self.closed:
-            for buffer in buffers:
-                view = memoryview(buffer)
-                for start in range(0, len(view), SLICE):
-                    try:
-                        written = self._object.write(view[start : start + SLICE])
-                    except ssl.SSLWantReadError:  # nothing was taken; the peer must say something first
-                        self._drain()
-                        self._short = True
-                        return taken
-                    except ssl.SSLError as exc:
-                        self._fail(exc)
-                        return 0
-                    taken += written
-                    if self._outgoing.pending >= SLICE and not self._drain():
-                        self._short = True
-                        return taken
+            for part in _slices(buffers):
+                try:
+                    written = self._object.write(part)
+                except ssl.SSLWantReadError:  # nothing was taken; the peer must say something first
+                    self._drain()
+                    self._short = True
+                    return taken
+                except ssl.SSLError as exc:
+                    self._fail(exc)
+                    return 0
+                taken += written
+                if self._outgoing.pending >= SLICE and not self._drain():
+                    self._short = True
+                    return taken
             self._drain()
             if self._error is not None:
                 return 0
@@ -199,6 +214,10 @@ class TLSTransport(Transport):
         if not self.closed:
             self.closed: bool = True
             self._inner.abort()
+
+    @property
+    def unsent(self) -> bool:
+        return self._pending is not None or self._outgoing.pending > 0 or self._inner.unsent
 
     @property
     def attributes(self) -> Mapping[Any, Callable[[], Any]]:
@@ -241,7 +260,7 @@ class TLSTransport(Transport):
         if self._drain():
             if self._shutdown:
                 self._inner.shutdown()
-            elif self._short:
+            if self._handshaken:
                 self._short = False
                 self.receiver.writable()
 
@@ -253,14 +272,8 @@ class TLSTransport(Transport):
     def _decrypt(self) -> None:
         """Give the receiver all plaintext there is, until it pauses."""
         while not self._paused and not self.closed:
-            buffer = self.receiver.get_buffer()
-            count: Any  # typeshed says that read() always returns bytes; with a buffer it returns how many
             try:
-                count = self._object.read(len(buffer), buffer)
-            except ssl.SSLWantReadError:
-                count = -1
-            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-                count = 0
+                count = self._read()
             except ssl.SSLError as exc:
                 self._drain()  # the alert
                 self._fail(exc)
@@ -280,6 +293,21 @@ class TLSTransport(Transport):
         if self._short and self._pending is None and not self.closed:
             self._short = False
             self.receiver.writable()  # a write that wanted to read first
+
+    def _read(self) -> int:
+        """Decrypt into the receiver's memory. Returns how many bytes; 0 at the end, -1 if there is nothing yet."""
+        if self._shutdown:
+            # Nobody wants what comes now, and the object would take it for an end, or for a violation. But the peer
+            # still has to end: closing with unread data would send a reset, which destroys our last words on their way.
+            self._incoming.read()
+            return -1
+        buffer = self.receiver.get_buffer()
+        count: Any  # typeshed says that read() always returns bytes; with a buffer it returns how many
+        try:
+            count = self._object.read(len(buffer), buffer)  # 0 after the peer's close_notify
+        except ssl.SSLWantReadError:
+            return -1
+        return int(count)
 
     def _drain(self) -> bool:
         """Write out the ciphertext. Returns True if nothing of it is left."""
