@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from anyio_ws.protocol import frames
+from anyio_ws.protocol import _pycodec
 from anyio_ws.protocol.exceptions import ProtocolError
 from anyio_ws.protocol.frames import (
     MESSAGE_OVERHEAD,
@@ -767,7 +767,7 @@ def test_masking_of_any_size_and_from_any_offset():
         assert apply_mask(data[:size], KEY) == naive_mask(data[:size], KEY)
         for start in range(min(9, 600 - size)):
             part = bytearray(data)
-            frames._mask_part(part, start, start + size, KEY)
+            _pycodec._mask_part(part, start, start + size, KEY)
             masked = naive_mask(data[start : start + size], KEY)
             assert part == data[:start] + masked + data[start + size :]
 
