@@ -22,6 +22,7 @@ Rules of this file:
 - No function keeps a reference to the caller's buffer, nor any view of ``_message`` but the one it lent.
 """
 
+import os
 import sys
 from codecs import utf_8_decode
 from collections.abc import Callable
@@ -149,6 +150,30 @@ def _mask_part(buffer: bytearray, start: int, stop: int, key: bytes) -> None:
         return
     for first, byte in enumerate(key, start):
         buffer[first:stop:4] = buffer[first:stop:4].translate(_XOR[byte])
+
+
+class MaskingKeys:
+    """The masking keys of one client connection.
+
+    "The masking key needs to be unpredictable; thus, the masking key MUST be derived from a strong source of entropy"
+    (RFC 6455 §5.3). They come from the operating system, 1024 at a time, because asking it for each frame takes longer
+    than encoding the frame.
+    """
+
+    __slots__ = ("_offset", "_pool")
+
+    def __init__(self) -> None:
+        self._pool = b""
+        self._offset = 0
+
+    def next(self) -> bytes:
+        """Return a key that has not been used, 4 bytes."""
+        offset = self._offset
+        if offset == len(self._pool):
+            self._pool = os.urandom(4096)
+            offset = 0
+        self._offset = offset + 4
+        return self._pool[offset : offset + 4]
 
 
 # Decoding

@@ -1,12 +1,30 @@
-"""Frames, RFC 6455 §5: what they are, the codec, and what Close frames carry."""
+"""Frames, RFC 6455 §5: what they are, the codec in use, and what Close frames carry.
+
+The codec, which is Decoder, MaskingKeys, apply_mask, encode_frame and encode_header, exists twice with the same
+interface and the same behaviour: in C in ``_codec.c``, which is used where it was built, and in Python in
+``_pycodec.py``, which is used elsewhere, and wherever the environment has ``ANYIO_WS_PURE=1``.
+"""
 
 import os
+from typing import Literal
 
-from ._pycodec import Buffer, Decoder, apply_mask, encode_frame, encode_header
+from . import _pycodec
+from ._pycodec import Buffer
 from .exceptions import ProtocolError
 from .frame_rules import MESSAGE_OVERHEAD, Opcode, not_utf8
 
+try:
+    if os.environ.get("ANYIO_WS_PURE", "0") not in ("", "0"):
+        raise ImportError("ANYIO_WS_PURE is set")
+    from ._codec import Decoder, MaskingKeys, apply_mask, encode_frame, encode_header
+except ImportError:
+    from ._pycodec import Decoder, MaskingKeys, apply_mask, encode_frame, encode_header
+
+IMPLEMENTATION: Literal["c", "python"] = "python" if Decoder.__module__ == _pycodec.__name__ else "c"
+"""Which codec is in use."""
+
 __all__ = [
+    "IMPLEMENTATION",
     "MESSAGE_OVERHEAD",
     "Buffer",
     "Decoder",
@@ -19,30 +37,6 @@ __all__ = [
     "is_valid_close_code",
     "parse_close",
 ]
-
-
-class MaskingKeys:
-    """The masking keys of one client connection.
-
-    "The masking key needs to be unpredictable; thus, the masking key MUST be derived from a strong source of entropy"
-    (RFC 6455 §5.3). They come from the operating system, 1024 at a time, because asking it for each frame takes longer
-    than encoding the frame.
-    """
-
-    __slots__ = ("_offset", "_pool")
-
-    def __init__(self) -> None:
-        self._pool = b""
-        self._offset = 0
-
-    def next(self) -> bytes:
-        """Return a key that has not been used, 4 bytes."""
-        offset = self._offset
-        if offset == len(self._pool):
-            self._pool = os.urandom(4096)
-            offset = 0
-        self._offset = offset + 4
-        return self._pool[offset : offset + 4]
 
 
 # Payloads of Close frames
