@@ -9,10 +9,13 @@ import nox
 nox.needs_version = ">= 2025.2.9"
 nox.options.error_on_missing_interpreters = False
 
+PROJECT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 # What is type-checked strictly beside the package: what users read and copy.
 TYPED_PROGRAMS = ["examples", "tests/test_programs.py"]
+# The tests of the codec in C fail, instead of being skipped, where it was not built.
+NEED_C = {"ANYIO_WS_NEED_C": "1"}
 
 
 def group(name: str) -> list[str]:
@@ -29,7 +32,7 @@ def lowest() -> list[str]:
 
 def run_pytest(session: nox.Session, *args: str, runner: tuple[str, ...] = ("python", "-m")) -> None:
     """Run pytest, with the npm package `ws` at hand where npm is."""
-    env = {}
+    env = dict(NEED_C)
     if npm := shutil.which("npm"):
         prefix = Path(session.cache_dir).resolve() / "npm"
         if not (prefix / "node_modules" / "ws").is_dir():
@@ -47,6 +50,90 @@ def tests(session: nox.Session) -> None:
     """Every test but Autobahn's, on every Python."""
     session.install("-e", ".[test]")
     run_pytest(session)
+
+
+@nox.session
+def pure(session: nox.Session) -> None:
+    """The tests with the codec in Python."""
+    session.install("-e", ".[test]")
+    session.env["ANYIO_WS_PURE"] = "1"
+    run_pytest(session)
+
+
+@nox.session
+def no_compiler(session: nox.Session) -> None:
+    """The package installs where there is no compiler, says nothing about it, and works."""
+    # From the sdist: the tree may have modules that were built before.
+    session.install("build")
+    sdists = Path(session.create_tmp())
+    session.run("python", "-m", "build", "-q", "--sdist", "--outdir", str(sdists), silent=True)
+    (sdist,) = sdists.glob("*.tar.gz")
+    output = session.run(
+        *("python", "-m", "pip", "install", "--force-reinstall", f"anyio-ws[test] @ {sdist.resolve().as_uri()}"),
+        env={"CC": "no-such-compiler"},
+        silent=True,
+    )
+    if "no-such-compiler" in str(output):
+        session.error("pip mentions the compiler")
+    session.chdir(sdists)
+    session.run("python", "-c", "from anyio_ws import protocol; assert protocol.IMPLEMENTATION == 'python'")
+    tests = PROJECT / "tests/protocol"
+    session.run(
+        "python", "-m", "pytest", "-q", "-rfE", f"--rootdir={PROJECT}", f"-c{PROJECT / 'pyproject.toml'}", str(tests)
+    )
+
+
+@nox.session
+def sanitize(session: nox.Session) -> None:
+    """The tests of the protocol under AddressSanitizer and UndefinedBehaviorSanitizer, with gcc."""
+    session.install(".[test]")  # what the tests need; the sanitized module comes from a build beside the tree
+    session.run("pip", "uninstall", "-q", "-y", "anyio-ws", silent=True)
+    tree = Path(session.create_tmp()) / "sanitized"
+    shutil.rmtree(tree, ignore_errors=True)
+    shutil.copytree("anyio_ws", tree / "anyio_ws", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copy("setup.py", tree)
+    session.install("setuptools")
+    with session.chdir(tree):
+        sanitizers = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
+        warnings = "-Wall -Wextra -Wconversion -Wno-sign-conversion -Werror"
+        session.run(
+            *("python", "setup.py", "-q", "build_ext", "--inplace"),
+            env={"CC": "gcc", "CFLAGS": f"-O1 -g {warnings} {sanitizers}", "LDFLAGS": sanitizers},
+            silent=True,
+        )
+    libraries = [
+        str(session.run("gcc", f"-print-file-name={name}", external=True, silent=True)).strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    report = tree.resolve() / "report"
+    session.run(
+        *("python", "-m", "pytest", "tests/protocol", "-q", "-p", "no:cacheprovider", *session.posargs),
+        env={
+            **NEED_C,
+            "PYTHONPATH": str(tree.resolve()),
+            "PYTHONSAFEPATH": "1",  # not the package of this directory
+            "LD_PRELOAD": " ".join(libraries),
+            # Every object gets a block of its own, with red zones around it.
+            "PYTHONMALLOC": "malloc",
+            # CPython leaves much behind at its end: leaks are counted, and only those of ours are an error.
+            "ASAN_OPTIONS": f"detect_leaks=1:exitcode=99:log_path={report}:allocator_may_return_null=1",
+            "LSAN_OPTIONS": "exitcode=0:max_leaks=0",
+            "UBSAN_OPTIONS": "print_stacktrace=1",
+        },
+    )
+    reports = [text for path in tree.glob("report.*") if "_codec" in (text := path.read_text())]
+    if reports:
+        session.error("\n".join(reports))
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Fuzz the codec in C against the one in Python for a minute, or `nox -s fuzz -- -max_total_time=3600`."""
+    session.install("-e", ".[test]", *group("fuzz"))
+    corpus = Path(session.cache_dir).resolve() / "fuzz"
+    corpus.mkdir(parents=True, exist_ok=True)
+    budget = [] if any(arg.startswith("-max_total_time") for arg in session.posargs) else ["-max_total_time=60"]
+    session.run("python", "-m", "tests.fuzz.fuzz_codec", str(corpus), *budget, *session.posargs, env=NEED_C)
 
 
 @nox.session

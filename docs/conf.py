@@ -4,6 +4,7 @@ It builds without a network. `-t online` adds links into the documentation of Py
 """
 
 import builtins
+import os
 import re
 from importlib.metadata import version as installed_version
 from typing import Any
@@ -12,6 +13,9 @@ from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+
+# The docstrings at length are those of the codec in Python.
+os.environ["ANYIO_WS_PURE"] = "1"
 
 project = "anyio_ws"
 author = "the anyio_ws contributors"

@@ -2,12 +2,23 @@
 
 from .connection import Close, Connection
 from .exceptions import HandshakeError, InvalidHandshake, InvalidURL, ProtocolError, WebSocketError
-from .frames import Decoder, MaskingKeys, Opcode, apply_mask, encode_close, encode_frame, encode_header, parse_close
+from .frames import (
+    IMPLEMENTATION,
+    Decoder,
+    MaskingKeys,
+    Opcode,
+    apply_mask,
+    encode_close,
+    encode_frame,
+    encode_header,
+    parse_close,
+)
 from .handshake import ClientHandshake, ServerHandshake
 from .http import Headers, Request, Response
 from .url import URL, parse_url
 
 __all__ = [
+    "IMPLEMENTATION",
     "URL",
     "ClientHandshake",
     "Close",
