@@ -361,6 +361,13 @@ async def test_what_is_short_shares_a_record(buffers: list[int], ends: Ends) -> 
     assert ends.at_server.data == b"".join(data)
 
 
+async def test_a_write_of_exactly_one_slice_is_taken_whole(ends: Ends) -> None:
+    data = bytes(range(256)) * 256
+    assert ends.client.write((data[:10], data[10:])) == len(data) == SLICE
+    await settle()
+    assert ends.at_server.data == data
+
+
 async def test_several_buffers_are_one_write(ends: Ends) -> None:
     assert ends.client.write((b"one", bytearray(b"two"), memoryview(b"three"))) == 11
     await settle()
