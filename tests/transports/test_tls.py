@@ -361,11 +361,10 @@ async def test_what_is_short_shares_a_record(buffers: list[int], ends: Ends) -> 
     assert ends.at_server.data == b"".join(data)
 
 
-async def test_a_write_of_exactly_one_slice_is_taken_whole(ends: Ends) -> None:
-    data = bytes(range(256)) * 256
-    assert ends.client.write((data[:10], data[10:])) == len(data) == SLICE
-    await settle()
-    assert ends.at_server.data == data
+async def test_nothing_is_no_record(ends: Ends) -> None:
+    ends.server.pause()
+    assert ends.client.write((b"", b"")) == 0
+    assert records(ends.server_pipe) == []
 
 
 async def test_several_buffers_are_one_write(ends: Ends) -> None:
