@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import h11
 
 from .exceptions import InvalidHandshake
-from .handshake_fields import PRODUCT, accept_key, check_subprotocols, has_token
-from .http import Headers, HeadersLike, Request, Response, checked_field
+from .handshake_fields import PRODUCT, accept_key, check_subprotocols, decode, decode_fields, has_token
+from .http import Fields, Headers, HeadersLike, Request, Response, checked_field
 from .http_head import MAX_HEADER_BYTES, HeadError, HeadReader, explain, shown
 from .url import URL
 
@@ -85,7 +85,8 @@ class ClientHandshake:
             fields.append(("Authorization", _basic(url.username, url.password or "")))
         if user_agent_header is not None and "User-Agent" not in added:
             fields.append(checked_field("User-Agent", user_agent_header, "user_agent_header"))
-        headers = Headers.trusted([*fields, *added.multi_items()])
+        fields += added.multi_items()
+        headers = Headers.trusted([name for name, _ in fields], [value for _, value in fields])
         self.request: Request = Request("GET", url.target, headers, is_websocket=True)
         # The answer. h11 knows that an upgrade may follow only if it has seen the request.
         self._connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_CHUNK_LINE)
@@ -93,7 +94,7 @@ class ClientHandshake:
             h11.Request(
                 method="GET",
                 target=url.target,
-                headers=[(name.encode(), value.encode("latin-1")) for name, value in headers.multi_items()],
+                headers=[(name.encode(), value.encode("latin-1")) for name, value in fields],
             )
         )
         self._connection.send(h11.EndOfMessage())
@@ -134,7 +135,6 @@ class ClientHandshake:
             if self._response is None:
                 return None
             if self._response.status_code == 101:
-                self._check_101(self._response.headers)
                 self._is_complete = True
                 self.trailing_data = self._reader.rest
                 return self._response
@@ -177,43 +177,44 @@ class ClientHandshake:
         if not http_version.startswith("1.") or (event.status_code == 101 and http_version == "1.0"):
             # A refusal in HTTP/1.0 is as good as any. RFC 9110 §7.8 has no upgrade in HTTP/1.0.
             raise InvalidHandshake(f"the answer is HTTP/{http_version} {event.status_code}; expected HTTP/1.1 101")
-        headers = Headers.trusted(
-            [(name.decode("ascii"), value.decode("latin-1")) for name, value in event.headers.raw_items()]
-        )
-        return Response.trusted(event.status_code, event.reason.decode("latin-1"), headers)
+        headers, fields = decode_fields(event.headers.raw_items())
+        if event.status_code == 101:
+            self._check_101(headers, fields)
+        return Response.trusted(event.status_code, decode(event.reason), headers)
 
-    def _check_101(self, headers: Headers) -> None:
+    def _check_101(self, headers: Headers, fields: Fields) -> None:
         """The steps of RFC 6455 §4.1 for the server's handshake, each of which fails the connection."""
         # 2.: "If the response lacks an |Upgrade| header field or the |Upgrade| header field contains a value that is
         # not an ASCII case-insensitive match for the value 'websocket'".
-        if [value.lower() for value in headers.get_all("Upgrade")] != ["websocket"]:
+        upgrade = fields.get("upgrade")
+        if not isinstance(upgrade, str) or upgrade.lower() != "websocket":
             raise InvalidHandshake(f"{_got(headers, 'Upgrade')}; expected websocket")
         # 3.: "If the response lacks a |Connection| header field or the |Connection| header field doesn't contain a
         # token that is an ASCII case-insensitive match for the value 'Upgrade'".
-        if not has_token(headers, "Connection", "upgrade"):
+        if not has_token(fields, "connection", "upgrade"):
             raise InvalidHandshake(f"{_got(headers, 'Connection')}; expected Upgrade among its tokens")
         # 4.: "a value other than the base64-encoded SHA-1 of the concatenation of the |Sec-WebSocket-Key| (as a string,
         # not base64-decoded) with the string '258EAFA5-E914-47DA-95CA-C5AB0DC85B11' but ignoring any leading and
         # trailing whitespace". §11.3.3: it "MUST NOT appear more than once".
         expected = accept_key(self._key)
-        if headers.get_all("Sec-WebSocket-Accept") != [expected]:
+        if fields.get("sec-websocket-accept") != expected:
             raise InvalidHandshake(f"{_got(headers, 'Sec-WebSocket-Accept')}; expected {expected}")
         # 5.: "the use of an extension that was not present in the client's handshake".
-        if "Sec-WebSocket-Extensions" in headers:
+        if "sec-websocket-extensions" in fields:
             raise InvalidHandshake(f"{_got(headers, 'Sec-WebSocket-Extensions')}; expected none, for none was offered")
         # 6.: "the use of a subprotocol that was not present in the client's handshake". §11.3.4: the header "MUST NOT
         # appear more than once in an HTTP response". To have no subprotocol is the server's right.
-        chosen = headers.get_all("Sec-WebSocket-Protocol")
-        if len(chosen) > 1 or not set(chosen).issubset(self._offered):
+        chosen = fields.get("sec-websocket-protocol")
+        if isinstance(chosen, list) or (chosen is not None and chosen not in self._offered):
             raise InvalidHandshake(
                 f"{_got(headers, 'Sec-WebSocket-Protocol')}; "
                 f"expected one of those the option subprotocols offers: {', '.join(self._offered) or 'none'}"
             )
         # RFC 9110 §8.6 and RFC 9112 §6.1: a server MUST NOT send either in a 1xx. The bytes would be taken for frames;
         # an empty body does no harm.
-        if "Transfer-Encoding" in headers or int(headers.get("Content-Length", 0)):
+        if "transfer-encoding" in fields or ("content-length" in fields and int(headers["Content-Length"])):
             raise InvalidHandshake("the answer is a 101 with a body; expected none")
-        self.subprotocol = chosen[0] if chosen else None
+        self.subprotocol = chosen
 
     def _feed_body(self, data: bytes | bytearray | memoryview) -> None:
         data = data[: _MAX_BODY - self._body_received]

@@ -3,16 +3,16 @@
 RFC 6455 §4.1, §4.2, §11.3.
 """
 
-import base64
+import binascii
 import hashlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from .http import TOKEN, Headers
+from .http import TOKEN, Fields, Headers, add_repeated
 
-__all__ = ["PRODUCT", "accept_key", "check_subprotocols", "has_token", "parse_extensions"]
+__all__ = ["PRODUCT", "accept_key", "check_subprotocols", "decode", "decode_fields", "has_token", "parse_extensions"]
 
 try:
     _version = version("anyio-ws")
@@ -28,6 +28,26 @@ _QUOTED_PAIR = re.compile(r"\\(.)")
 # RFC 6455 §1.3
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
+# What most handshakes have in common, so that the connections of a server share it: of a browser's request, nearly half
+# of what each would keep. sys.intern is no substitute: CPython 3.12 never forgets what a hostile peer made up.
+_USUAL_NAMES = {
+    name.encode(): (name, name.lower())
+    for name in (
+        *("Host", "Connection", "Upgrade", "Origin", "Date", "Server", "User-Agent", "Cookie", "Authorization"),
+        *("Sec-WebSocket-Key", "Sec-WebSocket-Version", "Sec-WebSocket-Accept", "Sec-WebSocket-Extensions"),
+        *("Sec-WebSocket-Protocol", "Pragma", "Cache-Control", "Accept", "Accept-Language", "Accept-Encoding"),
+        *("Sec-Fetch-Dest", "Sec-Fetch-Mode", "Sec-Fetch-Site", "X-Forwarded-For", "X-Forwarded-Proto", "X-Real-IP"),
+    )
+}
+_USUAL_TEXTS = {
+    text.encode(): text
+    for text in (
+        *("GET", "Upgrade", "keep-alive, Upgrade", "websocket", "13", "no-cache", "gzip, deflate, br, zstd"),
+        *("gzip, deflate, br", "permessage-deflate; client_max_window_bits", "permessage-deflate", "*/*"),
+        *("empty", "same-origin", "Switching Protocols"),
+    )
+}
+
 
 def accept_key(key: str) -> str:
     """The Sec-WebSocket-Accept that answers a Sec-WebSocket-Key.
@@ -36,16 +56,45 @@ def accept_key(key: str) -> str:
     """
     # Not for security: the RFC has it show only that the answer is to this request.
     digest = hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest()
-    return base64.b64encode(digest).decode()
+    return binascii.b2a_base64(digest, newline=False).decode()
 
 
-def has_token(headers: Headers, name: str, token: str) -> bool:
-    """Whether a header that is a list of tokens, over one field or several, contains this one, in lower case here."""
-    for value in headers.get_all(name):
-        value = value.lower()
-        if value == token or any(item.strip(" \t") == token for item in value.split(",")):
-            return True
-    return False
+def decode(data: bytes) -> str:
+    """A text that h11 parsed."""
+    return _USUAL_TEXTS.get(data) or data.decode("latin-1")
+
+
+def decode_fields(raw: Iterable[tuple[bytes, bytes]]) -> tuple[Headers, Fields]:
+    """The header fields that h11 parsed: as people see them, and for the checks of the handshake."""
+    names: list[str] = []
+    values: list[str] = []
+    fields: Fields = {}
+    usual_name, usual_text = _USUAL_NAMES.get, _USUAL_TEXTS.get
+    for raw_name, raw_value in raw:
+        name, key = usual_name(raw_name) or _name_and_key(raw_name)
+        value = usual_text(raw_value) or raw_value.decode("latin-1")
+        names.append(name)
+        values.append(value)
+        if key in fields:
+            add_repeated(fields, key, value)
+        else:
+            fields[key] = value
+    return Headers.trusted(names, values), fields
+
+
+def _name_and_key(raw_name: bytes) -> tuple[str, str]:
+    name = raw_name.decode("latin-1")
+    return name, name.lower()
+
+
+def has_token(fields: Fields, name: str, token: str) -> bool:
+    """Whether a header that is a list of tokens contains this one; its name and the token are in lower case here."""
+    value = fields.get(name, "")
+    if isinstance(value, list):
+        value = ",".join(value)
+    value = value.lower()
+    # Nearly always it is the only one.
+    return value == token or token in [item.strip(" \t") for item in value.split(",")]
 
 
 def parse_extensions(header: str) -> list[tuple[str, list[tuple[str, str | None]]]]:

@@ -9,13 +9,12 @@ No `repr` shows a query, userinfo or the value of a header: they go into logs.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any, Self, cast
 from urllib.parse import parse_qsl, unquote
 
-__all__ = ["TOKEN", "Headers", "HeadersLike", "Request", "Response", "checked_field"]
+__all__ = ["TOKEN", "Fields", "Headers", "HeadersLike", "Request", "Response", "add_repeated", "checked_field"]
 
 TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]++")
 """A token of RFC 9110 §5.6.2: what header names and subprotocols are made of."""
@@ -23,6 +22,18 @@ TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]++")
 # RFC 9110 §5.5: "Field values containing CR, LF, or NUL characters are invalid and dangerous." The other controls are
 # as invalid and nobody needs them; what is not in Latin-1 has no encoding in HTTP.
 _NOT_A_VALUE = re.compile(r"[^\t\x20-\x7e\x80-\xff]")
+
+Fields = dict[str, str | list[str]]
+"""Header fields by their names in lower case: the value, or a list of the values of a field that is repeated."""
+
+
+def add_repeated(fields: Fields, name: str, value: str) -> None:
+    """Add the value of a field whose name, in lower case, is there already."""
+    earlier = fields[name]
+    if isinstance(earlier, list):
+        earlier.append(value)
+    else:
+        fields[name] = [earlier, value]
 
 
 class Headers(Mapping[str, str]):
@@ -42,56 +53,73 @@ class Headers(Mapping[str, str]):
     RFC 9110 §5.
     """
 
-    __slots__ = ("_fields", "_index")
+    # A connection keeps the headers of its request and its response. Two tuples take a third of what a tuple of pairs
+    # would. The index takes more than both: it is made when a header is looked up, which many handlers never do.
+    __slots__ = ("_index", "_names", "_values")
+
+    _names: tuple[str, ...]
+    _values: tuple[str, ...]
+    _index: Fields | None
 
     def __init__(self, headers: "HeadersLike" = (), *, option: str = "headers") -> None:
-        pairs: Iterable[tuple[str, str]]
         if isinstance(headers, Headers):
-            pairs = headers._fields
+            self._names, self._values = headers._names, headers._values
         else:
             given = cast("Mapping[str, str]", headers).items() if isinstance(headers, Mapping) else headers
             pairs = [checked_field(name, value, option) for name, value in given]
-        self._set(pairs)
+            self._names = tuple([name for name, _ in pairs])
+            self._values = tuple([value for _, value in pairs])
+        self._index = None
 
     @classmethod
-    def trusted(cls, fields: Iterable[tuple[str, str]]) -> Self:
+    def trusted(cls, names: Iterable[str], values: Iterable[str]) -> Self:
         """Headers of fields that need no check: received and parsed, or written by ourselves."""
         self = cls.__new__(cls)
-        self._set(fields)
+        self._names = tuple(names)
+        self._values = tuple(values)
+        self._index = None
         return self
 
-    def _set(self, fields: Iterable[tuple[str, str]]) -> None:
-        self._fields = tuple(fields)
-        self._index: dict[str, list[str]] = {}
-        for name, value in self._fields:
-            self._index.setdefault(name.lower(), []).append(value)
+    def _by_name(self) -> Fields:
+        if self._index is None:
+            index: Fields = {}
+            for name, value in zip(self._names, self._values, strict=True):
+                name = name.lower()
+                if name in index:
+                    add_repeated(index, name, value)
+                else:
+                    index[name] = value
+            self._index = index
+        return self._index
 
     def __getitem__(self, name: str) -> str:
         key = name.lower()
         try:
-            values = self._index[key]
+            values = self._by_name()[key]
         except KeyError:
             raise KeyError(name) from None
+        if isinstance(values, str):
+            return values
         # RFC 9110 §5.2: "the field value consists of the list of corresponding field line values [...] separated by
         # comma". RFC 9113 §8.2.3: Cookie is split and joined by "; ".
         return ("; " if key == "cookie" else ", ").join(values)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name.lower() in self._index
+        return isinstance(name, str) and name.lower() in self._by_name()
 
     def __iter__(self) -> Iterator[str]:
         seen: dict[str, str] = {}
-        for name, _ in self._fields:
+        for name in self._names:
             seen.setdefault(name.lower(), name)
         return iter(seen.values())
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self._by_name())
 
     def __eq__(self, other: object) -> bool:
         """Same names, whatever their case, with the same values in the same order; a mapping has joined values."""
         if isinstance(other, Headers):
-            return self._index == other._index
+            return self._by_name() == other._by_name()
         if isinstance(other, Mapping):
             return {name.lower(): value for name, value in self.items()} == {
                 str(name).lower(): value for name, value in cast("Mapping[object, object]", other).items()
@@ -106,11 +134,12 @@ class Headers(Mapping[str, str]):
 
     def get_all(self, name: str) -> list[str]:
         """The values of all fields of this name, in order; an empty list if there are none."""
-        return list(self._index.get(name.lower(), ()))
+        values = self._by_name().get(name.lower(), [])
+        return [values] if isinstance(values, str) else list(values)
 
     def multi_items(self) -> list[tuple[str, str]]:
         """All fields as pairs of name and value, in order, a repeated name as often as it was sent."""
-        return list(self._fields)
+        return list(zip(self._names, self._values, strict=True))
 
 
 HeadersLike = Headers | Mapping[str, str] | Iterable[tuple[str, str]]
@@ -158,6 +187,9 @@ class Request:
     RFC 6455 §4.2.1.
     """
 
+    # A connection keeps its request: what is rarely asked for is worked out anew instead of being kept, too.
+    __slots__ = ("body", "headers", "is_websocket", "method", "remote_address", "state", "target")
+
     def __init__(
         self,
         method: str,
@@ -177,7 +209,7 @@ class Request:
         self.remote_address = remote_address
         self.state: dict[str, Any] = {} if state is None else state
 
-    @cached_property
+    @property
     def path(self) -> str:
         """The path of the target, percent-decoded."""
         return unquote(_raw_path(self.target))
@@ -203,7 +235,7 @@ class Request:
                 cookies.setdefault(name.strip(), value.strip())
         return MappingProxyType(cookies)
 
-    @cached_property
+    @property
     def subprotocols(self) -> tuple[str, ...]:
         """The subprotocols that the client offers, in its order of preference.
 
@@ -260,9 +292,8 @@ class Response:
         self.headers = headers if isinstance(headers, Headers) else Headers(headers)
         if isinstance(body, str):
             if body and "Content-Type" not in self.headers:
-                self.headers = Headers.trusted(
-                    [*self.headers.multi_items(), ("Content-Type", "text/plain; charset=utf-8")]
-                )
+                fields = [*self.headers.multi_items(), ("Content-Type", "text/plain; charset=utf-8")]
+                self.headers = Headers.trusted([name for name, _ in fields], [value for _, value in fields])
             body = body.encode()
         self.body = bytes(body)
         try:

@@ -18,7 +18,7 @@ import h11
 
 from .http import TOKEN
 
-__all__ = ["MAX_HEADER_BYTES", "MAX_START_LINE_BYTES", "HeadError", "HeadReader", "explain", "shown"]
+__all__ = ["MAX_HEADER_BYTES", "MAX_START_LINE_BYTES", "HeadError", "HeadReader", "explain", "regular_head", "shown"]
 
 # RFC 9112 §3: "It is RECOMMENDED that all HTTP senders and recipients support, at a minimum, request-line lengths of
 # 8000 octets." nginx and Apache allow 8 KiB.
@@ -36,13 +36,22 @@ _FIRST_PRINTABLE = 0x21
 # What no line may contain. RFC 9110 §5.5: "a recipient of CR, LF, or NUL within a field value MUST either reject the
 # message or replace each of those characters with SP". h11 refuses VT and FF, too. The other controls occur in cookies.
 _REFUSED = re.compile(rb"[\0\v\f]|\r(?!\n)")
-# A head without them, and without empty or, in a request, folded lines.
-_REGULAR = re.compile(rb"(?:[^\0\v\f\r\n]++\r\n)++\r\n")
-_REGULAR_REQUEST = re.compile(rb"(?:[^\0\v\f\r\n]++\r\n(?![ \t]))++\r\n")
+# A head without them, and without lines that are empty or folded: printable ASCII only, which is matched twice as fast
+# as what else may occur.
+_REGULAR = re.compile(rb"(?:[!-~][ -~]*+\r\n)++\r\n")
 
 _REQUEST_LINE = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]++ [\x21-\x7e]++ HTTP/[0-9]\.[0-9]")
 _STATUS_LINE = re.compile(rb"HTTP/[0-9]\.[0-9] [1-9][0-9]{2}(?: [^\x00\n\v\f\r]*+)?")
 _TOKEN = re.compile(TOKEN.pattern.encode())
+
+
+def regular_head(data: bytes | bytearray | memoryview) -> int:
+    """The length of the head that the data starts with, if it is whole, well-formed and far from the limits; else 0.
+
+    Nearly all heads are so. `HeadReader` would have no objection to one, and take ten times as long to find none.
+    """
+    match = _REGULAR.match(data)
+    return match.end() if match is not None and match.end() <= MAX_START_LINE_BYTES else 0
 
 
 class HeadError(Exception):
@@ -85,7 +94,7 @@ class HeadReader:
         self.rest: bytes = b""
 
     def __len__(self) -> int:
-        """How many bytes of the head have come."""
+        """How many bytes of an incomplete head have come."""
         return len(self._buffer)
 
     def feed(self, data: bytes | bytearray | memoryview) -> bytes | None:
@@ -98,20 +107,12 @@ class HeadReader:
         if not buffer and data:
             _check_first_byte(data[0])
         buffer += data
-        end = buffer.find(b"\r\n\r\n", max(0, self._scanned - 3)) + 4
-        if end >= 4 and self._is_regular(end):
-            return self._complete(end)
+        # Not before the end is there: the same bytes would be matched again with each read.
+        if buffer.find(b"\r\n\r\n", max(0, self._scanned - 3)) >= 0:
+            end = regular_head(buffer)
+            if 0 < end <= self._max_header_bytes:
+                return self._complete(end)
         return self._scan()
-
-    def _is_regular(self, end: int) -> bool:
-        """Whether `_scan`, which takes ten times as long, would come to this end without an objection."""
-        fields = self._buffer.find(b"\r\n", self._start) + 2
-        return (
-            fields - self._start <= MAX_START_LINE_BYTES + 2
-            and end - fields <= self._max_header_bytes
-            and (_REGULAR_REQUEST if self._is_request else _REGULAR).fullmatch(self._buffer, self._start, end)
-            is not None
-        )
 
     def _scan(self) -> bytes | None:
         """Go through the lines one by one, to the end of the head or to the first violation."""

@@ -9,13 +9,12 @@ from typing import Literal, NoReturn
 
 from .exceptions import InvalidHandshake
 from .handshake_fields import check_subprotocols, parse_extensions
-from .http import Headers, HeadersLike, Request, Response
+from .http import Fields, Headers, HeadersLike, Request, Response
 from .http_head import shown
 
 __all__ = [
     "Origins",
     "check_body",
-    "check_host",
     "check_origin",
     "check_origins_option",
     "check_target",
@@ -40,6 +39,8 @@ _SERIALISED_ORIGIN = re.compile(
 _SCHEME_PORTS = {"http": ":80", "https": ":443"}
 # RFC 6455 §4.2.1, 5.: "a base64-encoded (see Section 4 of [RFC4648]) value that, when decoded, is 16 bytes in length".
 _KEY = re.compile(r"[+/0-9A-Za-z]{22}==")
+# What browsers offer: well-formed, and not parsed for each connection to find out.
+_USUAL_EXTENSIONS = ("permessage-deflate; client_max_window_bits", "permessage-deflate")
 
 
 def refuse(status_code: int, text: str, headers: HeadersLike = ()) -> NoReturn:
@@ -56,26 +57,19 @@ def check_version(http_version: bytes) -> None:
         refuse(505, f"the request is HTTP/{http_version.decode('ascii')}; expected HTTP/1.1")
 
 
-def check_host(headers: Headers, http_version: bytes) -> str:
-    """Return the one Host, which only HTTP/1.0 may leave out."""
-    hosts = headers.get_all("Host")
-    if not hosts and http_version == b"1.0":
-        return ""
-    # RFC 9112 §3.2: 400 "to any HTTP/1.1 request message that lacks a Host header field and to any request message that
-    # contains more than one Host header field line or a Host header field with an invalid field value". h11 counts
-    # the Hosts of HTTP/1.1 and not those of HTTP/1.2.
-    if not hosts:
-        refuse(400, "the request has 0 Host headers; exactly one is expected")
-    if not _HOST.fullmatch(hosts[0]):
-        refuse(400, "the Host header is malformed; expected host or host:port")
-    return hosts[0]
-
-
-def check_target(method: str, target: str, host: str) -> str:
-    """Check the form of the request target; return the authority it is addressed to.
+def check_target(method: str, target: str, fields: Fields, http_version: bytes) -> str:
+    """Check the Host and the form of the request target; return the authority the request is addressed to.
 
     RFC 9112 §3.2.
     """
+    host = fields.get("host", "")
+    # §3.2: 400 "to any HTTP/1.1 request message that lacks a Host header field and to any request message that contains
+    # more than one Host header field line or a Host header field with an invalid field value". h11 refuses several, and
+    # none in HTTP/1.1, but not in HTTP/1.2.
+    if not isinstance(host, str) or not _HOST.fullmatch(host):
+        refuse(400, "the Host header is malformed; expected host or host:port")
+    if not host and "host" not in fields and http_version != b"1.0":
+        refuse(400, "the request has 0 Host headers; exactly one is expected")
     if "#" not in target:
         if target.startswith("/") or (target == "*" and method == "OPTIONS"):
             return host
@@ -103,85 +97,90 @@ def check_body(headers: Headers, http_version: bytes) -> int:
     return length
 
 
-def check_upgrade(request: Request, http_version: bytes, authority: str) -> None:
-    """Check a request for a WebSocket, but for its Origin.
+def check_upgrade(request: Request, fields: Fields, http_version: bytes, authority: str) -> str:
+    """Check a request for a WebSocket, but for its Origin; return its Sec-WebSocket-Key.
 
     RFC 6455 §4.2.1, §4.4.
     """
-    headers = request.headers
     # RFC 6455 §4.2.1, 1.: "An HTTP/1.1 or higher GET request".
     if http_version == b"1.0":
         refuse(505, "a WebSocket was requested with HTTP/1.0; expected HTTP/1.1")
     if request.method != "GET":
         refuse(405, f"a WebSocket was requested with {shown(request.method)}; expected GET", {"Allow": "GET"})
-    if "Transfer-Encoding" in headers or ("Content-Length" in headers and int(headers["Content-Length"])):
+    if "transfer-encoding" in fields or ("content-length" in fields and int(request.headers["Content-Length"])):
         # Nothing in RFC 6455 gives a body a meaning, and its bytes would be taken for frames.
         refuse(400, "the request for a WebSocket has a body; expected none")
     if not authority:
         # §4.2.1, 2.: "A |Host| header field containing the server's authority."
         refuse(400, "the Host header is empty; a request for a WebSocket must name the host")
-    versions = headers.get_all("Sec-WebSocket-Version")
-    if len(versions) > 1:
+    version = fields.get("sec-websocket-version")
+    if isinstance(version, list):
         # §11.3.5: "The |Sec-WebSocket-Version| header field MUST NOT appear more than once in an HTTP request."
-        refuse(400, f"the request has {len(versions)} Sec-WebSocket-Version headers; exactly one is expected")
-    if versions != ["13"]:
+        refuse(400, f"the request has {len(version)} Sec-WebSocket-Version headers; exactly one is expected")
+    if version != "13":
         # §4.4: "If the server doesn't support the requested version, it MUST respond with a |Sec-WebSocket-Version|
         # header field [...] containing all versions it is willing to use."
-        got = f"Sec-WebSocket-Version is {shown(versions[0])}" if versions else "Sec-WebSocket-Version is missing"
+        got = "Sec-WebSocket-Version is " + ("missing" if version is None else shown(version))
         refuse(426, f"{got}; expected 13", {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"})
-    keys = headers.get_all("Sec-WebSocket-Key")
-    if len(keys) != 1:
+    key = fields.get("sec-websocket-key", [])
+    if isinstance(key, list):
         # §11.3.1: "The |Sec-WebSocket-Key| header field MUST NOT appear more than once in an HTTP request."
-        refuse(400, f"the request has {len(keys)} Sec-WebSocket-Key headers; exactly one is expected")
-    if not _KEY.fullmatch(keys[0]):
-        refuse(400, f"Sec-WebSocket-Key is {shown(keys[0])}; expected 16 bytes in base64")
-    if "Sec-WebSocket-Protocol" in headers:
+        refuse(400, f"the request has {len(key)} Sec-WebSocket-Key headers; exactly one is expected")
+    if not _KEY.fullmatch(key):
+        refuse(400, f"Sec-WebSocket-Key is {shown(key)}; expected 16 bytes in base64")
+    if "sec-websocket-protocol" in fields:
         # §11.3.4: it "MAY appear multiple times in an HTTP request (which is logically the same as a single [...]
         # header field that contains all values)".
         try:
             check_subprotocols(request.subprotocols)
         except ValueError:
             refuse(400, "Sec-WebSocket-Protocol is malformed; expected different tokens separated by commas")
-    if "Sec-WebSocket-Extensions" in headers:
+    if "sec-websocket-extensions" in fields and fields["sec-websocket-extensions"] not in _USUAL_EXTENSIONS:
         # §9.1: "If a value is received by either the client or the server during negotiation that does not conform
         # to the ABNF below, the recipient of such malformed data MUST immediately _Fail the WebSocket Connection_."
         try:
-            parse_extensions(headers["Sec-WebSocket-Extensions"])
+            parse_extensions(request.headers["Sec-WebSocket-Extensions"])
         except ValueError as exc:
             refuse(400, f"Sec-WebSocket-Extensions is malformed: {exc}")
+    return key
 
 
-def check_origin(headers: Headers, authority: str, origins: Origins, *, secure: bool) -> None:
+def check_origin(fields: Fields, authority: str, origins: Origins, *, secure: bool) -> None:
     """Check where the page comes from that wants the WebSocket.
 
     RFC 6455 §4.2.2, §10.2.
     """
     # §4.2.2, 4.: "If the server does not wish to accept this connection, it MUST return an appropriate HTTP error
     # code (e.g., 403 Forbidden) and abort the WebSocket handshake".
-    values = headers.get_all("Origin")
-    if len(values) > 1:
-        refuse(400, f"the request has {len(values)} Origin headers; at most one is expected")
-    if not values or origins is None:
+    origin = fields.get("origin")
+    if isinstance(origin, list):
+        refuse(400, f"the request has {len(origin)} Origin headers; at most one is expected")
+    if origin is None or origins is None:
         return
-    origin = values[0]
-    # Cut before anything that is no origin's, such as a path with a query, and after userinfo.
-    displayed = shown(origin.partition("?")[0].rpartition("@")[2])
     if origins == "same-origin":
         if not _is_same_origin(origin, authority, secure=secure):
             refuse(
                 403,
-                f"the Origin {displayed} is not that of the Host {shown(authority)}; "
+                f"the Origin {_shown_origin(origin)} is not that of the Host {shown(authority)}; "
                 "the server's option origins says which others may connect",
             )
     elif not any(origin == allowed if isinstance(allowed, str) else allowed.fullmatch(origin) for allowed in origins):
         refuse(
             403,
-            f"the Origin {displayed} is not among those the server's option origins allows to connect "
+            f"the Origin {_shown_origin(origin)} is not among those the server's option origins allows to connect "
             f"to the Host {shown(authority)}",
         )
 
 
+def _shown_origin(origin: str) -> str:
+    # Cut before anything that is no origin's, such as a path with a query, and after userinfo.
+    return shown(origin.partition("?")[0].rpartition("@")[2])
+
+
 def _is_same_origin(origin: str, authority: str, *, secure: bool) -> bool:
+    if origin == "https://" + authority:
+        # The usual case, and true whatever the port: without one it means 443 on both sides.
+        return True
     match = _ORIGIN.fullmatch(origin)
     if match is None:
         # "null", or a page that came neither by http nor by https

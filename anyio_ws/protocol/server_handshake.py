@@ -12,18 +12,17 @@ A request that passes goes to the application, whose answer comes back to `accep
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import h11
 
 from .exceptions import InvalidHandshake
-from .handshake_fields import PRODUCT, accept_key, check_subprotocols, has_token
+from .handshake_fields import PRODUCT, accept_key, check_subprotocols, decode, decode_fields, has_token
 from .http import Headers, Request, Response, checked_field
-from .http_head import HeadError, HeadReader, explain
+from .http_head import HeadError, HeadReader, explain, regular_head
 from .request_checks import (
     Origins,
     check_body,
-    check_host,
     check_origin,
     check_origins_option,
     check_target,
@@ -32,7 +31,7 @@ from .request_checks import (
     refuse,
 )
 
-__all__ = ["ServerHandshake"]
+__all__ = ["ServerHandshake", "ServerRules"]
 
 # Those of a 101 that say what was negotiated and how the message is framed, and are not the application's to add.
 _OURS = (
@@ -45,6 +44,41 @@ _OURS = (
 )
 # Those of another answer that say how it is framed and that the connection ends.
 _FRAMING = frozenset({"connection", "content-length", "transfer-encoding"})
+
+
+class ServerRules:
+    """The options of `ServerHandshake` that all handshakes of a server share, checked once for all of them.
+
+    Args:
+        subprotocols: as for `ServerHandshake`.
+        origins: as for `ServerHandshake`.
+        server_header: as for `ServerHandshake`.
+
+    Attributes:
+        subprotocols, origins: the same.
+        server: the Server header, in a list of at most one.
+        usual_names, usual_values, usual_bytes: a 101 without subprotocol or headers of the application, which differs
+            from the next in its Sec-WebSocket-Accept only: its headers' names, and their values, and the bytes, before
+            and after that one.
+
+    Raises:
+        ValueError, TypeError: an option has a value that cannot be.
+    """
+
+    __slots__ = ("origins", "server", "subprotocols", "usual_bytes", "usual_names", "usual_values")
+
+    def __init__(
+        self, *, subprotocols: Sequence[str] = (), origins: Origins = "same-origin", server_header: str | None = PRODUCT
+    ) -> None:
+        check_origins_option(origins)
+        self.subprotocols = check_subprotocols(subprotocols)
+        self.origins: Origins = origins
+        self.server = [] if server_header is None else [checked_field("Server", server_header, "server_header")]
+        fields = [("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", "?"), *self.server]
+        before, _, after = _format(101, "Switching Protocols", fields).partition(b"?")
+        self.usual_names = tuple([name for name, _ in fields])
+        self.usual_values = ("websocket", "Upgrade"), tuple([value for _, value in self.server])
+        self.usual_bytes = before, after
 
 
 class ServerHandshake:
@@ -73,6 +107,12 @@ class ServerHandshake:
     RFC 6455 §4.2.
     """
 
+    __slots__ = (
+        *("_rules", "_secure", "_remote_address"),
+        *("_reader", "_received", "_method", "_request", "_key", "_body", "_body_length", "_is_complete"),
+        *("subprotocol", "trailing_data"),
+    )
+
     def __init__(
         self,
         *,
@@ -82,20 +122,30 @@ class ServerHandshake:
         secure: bool = False,
         remote_address: tuple[Any, ...] | str | None = None,
     ) -> None:
-        check_origins_option(origins)
+        rules = ServerRules(subprotocols=subprotocols, origins=origins, server_header=server_header)
+        self._begin(rules, secure, remote_address)
+
+    @classmethod
+    def of(
+        cls, rules: ServerRules, *, secure: bool = False, remote_address: tuple[Any, ...] | str | None = None
+    ) -> Self:
+        """A handshake of a server whose options have been checked."""
+        self = cls.__new__(cls)
+        self._begin(rules, secure, remote_address)
+        return self
+
+    def _begin(self, rules: ServerRules, secure: bool, remote_address: tuple[Any, ...] | str | None) -> None:
         # Options.
-        self._subprotocols = check_subprotocols(subprotocols)
-        self._origins: Origins = origins
-        self._server = [] if server_header is None else [checked_field("Server", server_header, "server_header")]
+        self._rules = rules
         self._secure = secure
         self._remote_address = remote_address
         # The request.
-        self._reader = HeadReader(is_request=True)
+        self._reader: HeadReader | None = None
+        self._received = 0
         self._method = ""
         self._request: Request | None = None
+        self._key = ""
         self._is_complete = False
-        self._body = bytearray()
-        self._body_length = 0
         # The outcome.
         self.subprotocol: str | None = None
         self.trailing_data: bytes = b""
@@ -106,34 +156,41 @@ class ServerHandshake:
         Raises:
             InvalidHandshake: the request is refused; `reject` formats its `response`, which is None at the end of the
                 stream.
-            RuntimeError: the request was complete before.
+            RuntimeError: the request was complete before, or refused.
 
         RFC 6455 §4.2.1, §4.2.2.
         """
         if self._is_complete:
-            raise RuntimeError("feed() was called after the request was complete")
+            raise RuntimeError("feed() was called after the request was complete, or refused")
         if not data:
-            count = len(self._reader) + len(self._body)
-            raise InvalidHandshake(f"the connection was closed after {count:,} bytes of an incomplete request")
-        if self._request is None:
+            raise InvalidHandshake(f"the connection was closed after {self._received:,} bytes of an incomplete request")
+        self._received += len(data)
+        request = self._request
+        if request is None:
             try:
-                head = self._reader.feed(data)
-                if head is None:
-                    return None
-                self._request = self._parse(head)
+                if self._reader is None and (end := regular_head(data)):
+                    head, data = bytes(data[:end]), data[end:]
+                else:
+                    self._reader = self._reader or HeadReader(is_request=True)
+                    whole = self._reader.feed(data)
+                    if whole is None:
+                        return None
+                    head, data = whole, self._reader.rest
+                # Also if it is refused: no other request may follow.
+                self._is_complete = True
+                request = self._request = self._parse(head)
             except HeadError as exc:
                 refuse(exc.status_code, exc.text)
-            data = self._reader.rest
-        if self._request.is_websocket:
+        if request.is_websocket:
             self.trailing_data = bytes(data)
         else:
             self._body += data
-            if len(self._body) < self._body_length:
+            self._is_complete = len(self._body) >= self._body_length
+            if not self._is_complete:
                 return None
             # The connection ends after the answer: what follows the body is not looked at.
-            self._request.body = bytes(self._body[: self._body_length])
-        self._is_complete = True
-        return self._request
+            request.body = bytes(self._body[: self._body_length])
+        return request
 
     def accept(self, response: Response | None = None) -> tuple[Response, bytes]:
         """Choose the subprotocol and answer with 101.
@@ -156,23 +213,26 @@ class ServerHandshake:
         request = self._request
         if request is None or not request.is_websocket:
             raise RuntimeError("accept() was called without a request for a WebSocket")
-        added: list[tuple[str, str]] = []
+        rules = self._rules
         if response is not None:
             self.subprotocol = _chosen_subprotocol(response, request)
-            added = [field for field in response.headers.multi_items() if field[0].lower() != "sec-websocket-protocol"]
-        if self.subprotocol is None:
-            self.subprotocol = next((name for name in self._subprotocols if name in request.subprotocols), None)
-        fields = [
-            ("Upgrade", "websocket"),
-            ("Connection", "Upgrade"),
-            ("Sec-WebSocket-Accept", accept_key(request.headers["Sec-WebSocket-Key"])),
-        ]
+        if self.subprotocol is None and rules.subprotocols:
+            offered = request.subprotocols
+            self.subprotocol = next((name for name in rules.subprotocols if name in offered), None)
+        accept = accept_key(self._key)
+        if response is None and self.subprotocol is None:
+            before, after = rules.usual_values
+            headers = Headers.trusted(rules.usual_names, (*before, accept, *after))
+            return Response.trusted(101, "Switching Protocols", headers), accept.encode().join(rules.usual_bytes)
+        fields = [("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", accept)]
         if self.subprotocol is not None:
             fields.append(("Sec-WebSocket-Protocol", self.subprotocol))
         if response is None or "Server" not in response.headers:
-            fields += self._server
-        fields += added
-        answer = Response.trusted(101, "Switching Protocols", Headers.trusted(fields))
+            fields += rules.server
+        if response is not None:
+            fields += [item for item in response.headers.multi_items() if item[0].lower() != "sec-websocket-protocol"]
+        headers = Headers.trusted([name for name, _ in fields], [value for _, value in fields])
+        answer = Response.trusted(101, "Switching Protocols", headers)
         return answer, _format(101, answer.reason_phrase, fields)
 
     def reject(self, response: Response) -> bytes:
@@ -190,7 +250,7 @@ class ServerHandshake:
             raise ValueError(f"status_code={status_code} is not a final answer: expected 200 to 599")
         fields = [field for field in response.headers.multi_items() if field[0].lower() not in _FRAMING]
         if "Server" not in response.headers:
-            fields += self._server
+            fields += self._rules.server
         # "A sender of Upgrade MUST also send an 'Upgrade' connection option".
         fields.append(("Connection", "Upgrade, close" if "Upgrade" in response.headers else "close"))
         body = response.body
@@ -214,21 +274,19 @@ class ServerHandshake:
             # h11's exception has the header lines in it.
             raise explain(head, exc, is_request=True) from None
         assert isinstance(event, h11.Request)
-        self._method = event.method.decode("ascii")
+        self._method = decode(event.method)
         target = event.target.decode("ascii")
-        headers = Headers.trusted(
-            [(name.decode("ascii"), value.decode("latin-1")) for name, value in event.headers.raw_items()]
-        )
+        headers, fields = decode_fields(event.headers.raw_items())
         check_version(event.http_version)
-        host = check_host(headers, event.http_version)
-        authority = check_target(self._method, target, host)
-        is_websocket = has_token(headers, "Connection", "upgrade") and has_token(headers, "Upgrade", "websocket")
+        authority = check_target(self._method, target, fields, event.http_version)
+        is_websocket = has_token(fields, "connection", "upgrade") and has_token(fields, "upgrade", "websocket")
         request = Request(self._method, target, headers, is_websocket=is_websocket, remote_address=self._remote_address)
         if is_websocket:
-            check_upgrade(request, event.http_version, authority)
-            check_origin(headers, authority, self._origins, secure=self._secure)
+            self._key = check_upgrade(request, fields, event.http_version, authority)
+            check_origin(fields, authority, self._rules.origins, secure=self._secure)
         else:
             self._body_length = check_body(headers, event.http_version)
+            self._body = bytearray()
         return request
 
 

@@ -6,8 +6,7 @@ from importlib import metadata, reload
 import pytest
 
 from anyio_ws.protocol import handshake_fields
-from anyio_ws.protocol.handshake_fields import PRODUCT, accept_key, has_token, parse_extensions
-from anyio_ws.protocol.http import Headers
+from anyio_ws.protocol.handshake_fields import PRODUCT, accept_key, decode_fields, has_token, parse_extensions
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
@@ -40,7 +39,29 @@ def test_the_accept_of_the_rfc() -> None:
     ],
 )
 def test_a_token_is_found_in_any_case_and_any_field(values: list[str], found: bool) -> None:
-    assert has_token(Headers([("Connection", value) for value in values]), "connection", "upgrade") is found
+    _, fields = decode_fields([(b"Connection", value.encode()) for value in values])
+    assert has_token(fields, "connection", "upgrade") is found
+
+
+def test_decoded_fields_keep_their_spelling_and_their_order() -> None:
+    raw = [
+        (b"Host", b"h"),
+        (b"X-\x41", b"\xe9"),
+        (b"UPGRADE", b"websocket"),
+        (b"upgrade", b"websocket"),
+        (b"Host", b""),
+    ]
+    headers, fields = decode_fields([*raw, (b"host", b"i")])
+    assert headers.multi_items() == [*((a.decode(), b.decode("latin-1")) for a, b in raw), ("host", "i")]
+    assert fields == {"host": ["h", "", "i"], "x-a": "é", "upgrade": ["websocket", "websocket"]}
+    assert headers.get_all("Upgrade") == fields["upgrade"]
+
+
+def test_connections_share_what_is_usual() -> None:
+    raw = [(b"Sec-WebSocket-Version", b"13")]
+    (one,), (other,) = (decode_fields(raw)[0].multi_items() for _ in range(2))
+    assert one[0] is other[0]
+    assert one[1] is other[1]
 
 
 @pytest.mark.parametrize(

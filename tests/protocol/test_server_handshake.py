@@ -9,6 +9,7 @@ from anyio_ws.protocol.exceptions import InvalidHandshake
 from anyio_ws.protocol.handshake import Origins, ServerHandshake
 from anyio_ws.protocol.handshake_fields import PRODUCT
 from anyio_ws.protocol.http import Request, Response
+from anyio_ws.protocol.server_handshake import ServerRules
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
@@ -156,6 +157,54 @@ def test_the_server_is_fed_until_it_has_the_request(data: bytes) -> None:
     handshake.feed(request())
     with pytest.raises(RuntimeError, match="after the request was complete"):
         handshake.feed(data)
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+@pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\n\r\n", request("Origin: http://evil.example")])
+def test_a_refused_request_cannot_be_followed_by_another(data: bytes, size: int) -> None:
+    handshake = ServerHandshake()
+    with pytest.raises(InvalidHandshake):
+        for start in range(0, len(data), size):
+            handshake.feed(data[start : start + size])
+    with pytest.raises(RuntimeError, match="or refused"):
+        handshake.feed(request())
+
+
+@pytest.mark.parametrize("origins", ["https://a.example", [None]])
+def test_the_rules_of_a_server_are_checked_when_they_are_made(origins: Origins) -> None:
+    with pytest.raises((TypeError, ValueError), match="expected"):
+        ServerRules(origins=origins)
+
+
+def test_a_handshake_of_a_servers_rules_keeps_them() -> None:
+    rules = ServerRules(subprotocols=["chat"], origins=None, server_header="mine")
+    for _ in range(2):
+        handshake = ServerHandshake.of(rules, secure=True, remote_address=("192.0.2.1", 1234))
+        received = handshake.feed(request("Origin: http://other.example", "Sec-WebSocket-Protocol: chat"))
+        assert received is not None
+        assert received.remote_address == ("192.0.2.1", 1234)
+        answer, data = handshake.accept()
+        assert handshake.subprotocol == "chat"
+        assert answer.headers["Server"] == "mine"
+        assert b"\r\nServer: mine\r\n" in data
+    handshake = ServerHandshake.of(ServerRules(), secure=True)
+    with pytest.raises(InvalidHandshake, match="is not that of the Host"):
+        handshake.feed(request("Origin: http://example.com"))
+
+
+@pytest.mark.parametrize("server_header", [None, "?", "%s", "a?b/é"])
+def test_the_bytes_of_the_answer_say_what_its_headers_say(server_header: str | None) -> None:
+    handshake = ServerHandshake(server_header=server_header)
+    handshake.feed(request())
+    answer, data = handshake.accept()
+    fields = [("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", ACCEPT)]
+    if server_header is not None:
+        fields.append(("Server", server_header))
+    assert answer.headers.multi_items() == fields
+    assert head_lines(data) == [
+        "HTTP/1.1 101 Switching Protocols",
+        *(f"{name}: {value}" for name, value in fields),
+    ]
 
 
 def test_there_is_nothing_to_accept_before_the_request() -> None:
