@@ -12,8 +12,8 @@ nox.options.error_on_missing_interpreters = False
 PROJECT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
-# What is type-checked strictly beside the package: what users read and copy.
-TYPED_PROGRAMS = ["examples", "tests/test_programs.py"]
+# What is type-checked strictly beside the package: what users read and run.
+TYPED_PROGRAMS = ["benchmarks", "examples", "tests/test_programs.py"]
 # The tests of the codec in C fail, instead of being skipped, where it was not built.
 NEED_C = {"ANYIO_WS_NEED_C": "1"}
 
@@ -48,7 +48,7 @@ def run_pytest(session: nox.Session, *args: str, runner: tuple[str, ...] = ("pyt
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Every test but Autobahn's, on every Python."""
-    session.install("-e", ".[test]")
+    session.install("-e", ".[test]", *group("loops"))
     run_pytest(session)
 
 
@@ -193,6 +193,13 @@ def examples(session: nox.Session, backend: str) -> None:
     """The example of the README, against the built wheel and nothing but what it asks for."""
     session.install("." if backend == "asyncio" else f".[{backend}]")
     session.run("python", "examples/producer_consumer.py", "--backend", backend)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Figures beside those of other libraries, or some of them: `nox -s bench -- servers --loops trio`."""
+    session.install("-e", ".[trio,uvloop]", *group("bench"))
+    session.run("python", "-m", "benchmarks", *session.posargs)
 
 
 @nox.session
