@@ -19,8 +19,8 @@ assembled (`max_size`), one chunk not yet decoded, and the latest Ping.
 import logging
 import os
 import sys
-from collections import deque
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, cast
 
 from anyio import Event
 from anyio.abc import SocketAttribute
@@ -35,9 +35,6 @@ from .protocol import Close, Connection, Opcode, ProtocolError
 from .protocol.frames import MESSAGE_OVERHEAD, encode_header, is_valid_close_code
 from .stats import Stats
 from .transports.base import Buffer, Transport
-
-LARGE = 16384
-"""Bytes of payload from which on a frame is sent as header and payload, and not copied into one block."""
 
 
 def check_close(code: int, reason: str) -> None:
@@ -64,6 +61,54 @@ class Core:
         is_client: which side we are.
     """
 
+    __slots__ = (
+        "_began",
+        "_deadline",
+        "_discarded",
+        "_decoder",
+        "_delivering",
+        "_eof",
+        "_hanging_up",
+        "_id",
+        "_idle",
+        "_ignored",
+        "_keepalive",
+        "_limit",
+        "_owed",
+        "_shut",
+        "_time",
+        "close_info",
+        "closers",
+        "closing",
+        "connection",
+        "debug",
+        "encode",
+        "ended_event",
+        "get_buffer",
+        "gone_event",
+        "inbox",
+        "is_client",
+        "last_message",
+        "last_moved",
+        "last_received",
+        "latency",
+        "logger",
+        "loop",
+        "messages_sent",
+        "options",
+        "outbox",
+        "paused",
+        "pings",
+        "pings_sent",
+        "pongs_sent",
+        "receiver",
+        "room",
+        "stopped",
+        "transport",
+        "waiter",
+        "waits",
+    )
+
     def __init__(
         self,
         transport: Transport,
@@ -73,7 +118,9 @@ class Core:
         is_client: bool,
     ) -> None:
         self.transport = transport
-        self.connection: Connection = Connection(is_client=is_client, max_size=options.max_size)
+        self.connection: Connection = Connection(
+            is_client=is_client, max_size=options.max_size, scratch=loop.budget.scratch
+        )
         self.loop = loop
         self.options = options
         self.is_client = is_client
@@ -82,21 +129,28 @@ class Core:
         self._id: str | None = None
 
         # Receiving
-        self.inbox: deque[str | bytes] = deque()
-        self.unread: int = 0  # what the inbox counts against receive_buffer_size
+        self.inbox: list[str | bytes] = []  # the latest first; a deque, even if empty, takes 700 bytes
+        self._limit: int = options.receive_buffer_size
+        self.room: int = self._limit  # of the inbox; what was taken since is counted when the rest is used up
         self.paused: bool = False  # the inbox is full
         self.receiver: object | None = None  # the task that waits for a message
         self.waits = 0  # how often a task began to
-        self.discarded: int = 0  # messages that our Close took from the inbox
+        self.stopped: bool = False  # the inbox gets nothing more
+        self._discarded = 0  # messages that our Close took from the inbox
+        self._ignored = 0  # messages that came after it
         self._delivering = False  # a message has left the inbox and its receiver has not seen it yet
         self.last_received: float = loop.time()
         self.last_message: float = self.last_received
-        self._scratch = loop.budget.scratch
-        self._lent = False  # the next bytes go straight into the message
         self._eof = False
+        # What each read needs, without a detour.
+        self.get_buffer: Callable[[], memoryview] = cast("Callable[[], memoryview]", self.connection.get_buffer)
+        self._decoder = self.connection.decoder
+        self._time = loop.time
+        self.waiter = transport.waiter
 
         # Sending
         self.outbox: Outbox = Outbox(transport, loop, options.write_buffer_size)
+        self.encode = self.connection.encode
         self.last_moved: float = self.last_received  # when the transport last took something from the outbox
 
         # Pings
@@ -118,10 +172,7 @@ class Core:
         self.closers = 0  # tasks that wait for it in aclose()
 
         # Counters
-        self.messages_received: int = 0
         self.messages_sent: int = 0
-        self.bytes_received: int = 0
-        self.bytes_sent: int = 0
         self.pings_sent: int = 0
         self.pongs_sent: int = 0
 
@@ -140,9 +191,13 @@ class Core:
         return self.transport.closed
 
     @property
+    def messages_received(self) -> int:
+        return self._decoder.messages - self._ignored
+
+    @property
     def receiving_done(self) -> tuple[int, int]:
         """Changes whenever a task receives: waits begun, and messages taken from the inbox."""
-        return self.waits, self.messages_received - len(self.inbox) - self.discarded
+        return self.waits, self.messages_received - len(self.inbox) - self._discarded
 
     @property
     def local_address(self) -> tuple[str, int] | str | None:
@@ -160,10 +215,10 @@ class Core:
         return Stats(
             messages_received=self.messages_received,
             messages_sent=self.messages_sent,
-            frames_received=self.messages_received + connection.fragments_received + received,
+            frames_received=self._decoder.messages + connection.fragments_received + received,
             frames_sent=self.messages_sent + sent,
-            bytes_received=self.bytes_received,
-            bytes_sent=self.bytes_sent,
+            bytes_received=self._decoder.fed,
+            bytes_sent=self.outbox.taken + self.outbox.size,
             pings_received=connection.pings_received,
             pings_sent=self.pings_sent,
             pongs_received=connection.pongs_received,
@@ -174,39 +229,51 @@ class Core:
     def start(self, trailing_data: bytes) -> None:
         """Begin, with the bytes that came behind the opening handshake."""
         options = self.options
-        self.transport.receiver = self
+        self.transport.receiver = self  # pyright: ignore[reportAttributeAccessIssue]  # get_buffer is an attribute
         if options.ping_interval is not None:
             self._keepalive = Keepalive(self, self.loop, options.ping_interval, options.ping_timeout)
         if options.idle_timeout is not None:
             self._idle = self.loop.call_at(self.last_message + options.idle_timeout, self._idle_due)
-        if trailing_data:
-            self.bytes_received += len(trailing_data)
-            self._take(self.connection.feed(trailing_data, options.receive_buffer_size))
+        rest = memoryview(trailing_data)
+        while rest:
+            buffer = self.get_buffer()
+            count = min(len(buffer), len(rest))
+            buffer[:count] = rest[:count]
+            rest = rest[count:]
+            self.received(count)
         if not self.paused and not self.gone:
             self.transport.start()
 
     # The transport's receiver
 
-    def get_buffer(self) -> memoryview:
-        buffer = self.connection.get_buffer()
-        if buffer is None:
-            self._lent = False
-            return self._scratch
-        self._lent = True
-        return buffer
-
     def received(self, count: int) -> None:
-        self.last_received = self.loop.time()
-        self.bytes_received += count
-        room = self._room
-        if self._lent:
-            self._take(self.connection.filled(count, room))
-        else:
-            self._take(self.connection.feed(self._scratch[:count], room))
+        """Decode and file what was read; 0 goes on with what the decoder holds back."""
+        if count:
+            self.last_received = self._time()
+        inbox = self.inbox
+        messages = self._decoder.filled(count, self.room if inbox else self._limit)
+        self.room = room = self._decoder.room
+        if messages:
+            # Whoever has closed does not wait for data (RFC 6455 §1.4).
+            if self.closing and self.connection.close_sent is not None:
+                self._ignored += len(messages)
+            else:
+                self.last_message = self.last_received
+                if self.debug:
+                    self._log_received(messages)
+                messages.reverse()
+                inbox[:0] = messages
+        if self.connection.news:
+            self.connection.news = False
+            self._news()
+        if room <= 0:
+            self._used_up()
+        if self.receiver is not None and (inbox or self.stopped):
+            self.waiter.wake()
 
     def eof(self) -> None:
         self._eof = True
-        if self.paused and self.connection.pending:
+        if self.paused and self._decoder.pending:
             return  # there may be a Close in what is not decoded yet: make_room() comes back
         if not self.ended:
             self.fail(EOFError("the peer ended the connection without a Close frame"))
@@ -235,28 +302,6 @@ class Core:
 
     # Receiving
 
-    def _take(self, messages: list[str | bytes]) -> None:
-        """File what one chunk brought."""
-        connection = self.connection
-        if messages:
-            self.messages_received += len(messages)
-            self.last_message = self.last_received
-            if len(messages) == 1:
-                self.unread += len(messages[0]) + MESSAGE_OVERHEAD
-            else:
-                self.unread += sum(map(len, messages)) + MESSAGE_OVERHEAD * len(messages)
-            self.inbox += messages
-            if self.debug:
-                for message in messages:
-                    self._log("< %s", describe(Opcode.TEXT if isinstance(message, str) else Opcode.BINARY, message))
-        if connection.news:
-            connection.news = False
-            self._news()
-        if self.unread >= self.options.receive_buffer_size or connection.pending:
-            self._pause()
-        if self.receiver is not None and (messages or self.ended):
-            self.transport.wake()
-
     def _news(self) -> None:
         """A control frame came, or a violation was found."""
         connection = self.connection
@@ -274,24 +319,29 @@ class Core:
         if connection.error is not None:
             self._peer_erred(connection.error)
 
-    @property
-    def _room(self) -> int:
-        """How much the inbox takes. What comes after our Close is discarded, so it needs no room."""
-        return sys.maxsize if self.closing else self.options.receive_buffer_size - self.unread
+    def _used_up(self) -> None:
+        """There is no room left, unless messages were taken since it was counted."""
+        self.room = self._limit - sum(map(len, self.inbox)) - MESSAGE_OVERHEAD * len(self.inbox)
+        if self.room <= 0:
+            # One message that somebody waits for, however large, is as good as taken: if not, the next read pauses.
+            if self.receiver is None or len(self.inbox) > 1 or self._decoder.pending:
+                self._pause()
+        elif self._decoder.pending:
+            self.received(0)
 
     def _pause(self) -> None:
-        if not self.paused and not self._hanging_up:
+        if not self.paused:
             self.paused = True
             self.transport.pause()
 
-    def make_room(self) -> None:
-        """Messages were taken from a full inbox: go on when half of it is free, first with what is here undecoded."""
-        room = self._room
-        if room < self.unread or self.connection.error is not None:
+    def make_room(self, size: int) -> None:
+        """A message was taken from a full inbox: go on when half of it is free, first with what is here undecoded."""
+        self.room = self.room + size + MESSAGE_OVERHEAD if self.inbox else self._limit
+        if 2 * self.room < self._limit or self.connection.error is not None:
             return
         self.paused = False
         self._delivering = not self.closing
-        self._take(self.connection.feed(b"", room))
+        self.received(0)
         if not self.paused:
             if self._eof and not self.ended:
                 self.eof()
@@ -301,44 +351,27 @@ class Core:
 
     # Sending
 
-    def commit(self, opcode: int, payload: str | Buffer) -> None:
-        """Take a message for sending; it is its sender's turn.
-
-        Raises:
-            UnicodeEncodeError: the str has a lone surrogate; nothing happened.
-        """
-        if not isinstance(payload, str) and len(payload) >= LARGE and not self.is_client:
-            header = encode_header(opcode, len(payload))
-            self.messages_sent += 1
-            self.bytes_sent += len(header) + len(payload)
-            if self.debug:
-                self._log("> %s", describe(opcode, payload))
-            self.outbox.write_parts(header, payload)
-            return
-        frame = self.connection.encode(opcode, payload)
+    def send_large(self, opcode: int, payload: Buffer) -> None:
+        """Commit a message that is not to be copied into one block with its header; it is its sender's turn."""
         self.messages_sent += 1
-        self.bytes_sent += len(frame)
         if self.debug:
-            self._log("> %s", describe(opcode, payload))
-        if self.inbox:
-            self.outbox.join(frame)  # more messages wait to be received: their replies can leave together
+            self.log_sent(opcode, payload)
+        if self.is_client:  # its copy is the masked one
+            self.outbox.write(self.encode(opcode, payload))
         else:
-            self.outbox.write(frame)
+            self.outbox.write_parts(encode_header(opcode, len(payload)), payload)
 
-    def commit_many(self, items: list[tuple[int, str | Buffer]]) -> None:
-        """The same for messages that go out in one write."""
-        encode = self.connection.encode
-        frames = b"".join([encode(opcode, payload) for opcode, payload in items])
+    def send_batch(self, items: list[tuple[int, str | Buffer]]) -> None:
+        """Commit messages that go out in one write; it is their sender's turn."""
+        frames = b"".join([self.encode(opcode, payload) for opcode, payload in items])
         self.messages_sent += len(items)
-        self.bytes_sent += len(frames)
         if self.debug:
             for opcode, payload in items:
-                self._log("> %s", describe(opcode, payload))
+                self.log_sent(opcode, payload)
         self.outbox.write(frames)
 
     def _control(self, frame: bytes) -> None:
         """Send a control frame, before all senders that wait for their turn."""
-        self.bytes_sent += len(frame)
         self.outbox.write(frame)
 
     def _written(self) -> None:
@@ -375,7 +408,7 @@ class Core:
         self.pings_sent += 1
         if self.debug:
             self._log("> %s", describe(Opcode.PING, payload))
-        self._control(self.connection.encode(Opcode.PING, payload))
+        self._control(self.encode(Opcode.PING, payload))
         if not self.outbox.size:
             ping.sent = self.loop.time()
         return ping
@@ -434,7 +467,7 @@ class Core:
         frame = self.connection.send_close(code, reason)
         sent = self._log_close_sent()
         self._began = CloseInfo(sent.code, sent.reason, "local")
-        self.closing = True
+        self._begin_closing()
         self._control(frame)
         self.outbox.close()
         self._discard()
@@ -443,14 +476,17 @@ class Core:
         if self.options.close_timeout is not None:
             self._set_deadline(self.options.close_timeout)
         if self.paused:
-            self.make_room()
+            self.make_room(0)
         self.transport.watch()
+
+    def _begin_closing(self) -> None:
+        self.closing = True
+        self.room = self._limit = sys.maxsize  # what comes now is discarded, so it needs no room
 
     def _discard(self) -> None:
         """Nobody is to receive what is in the inbox."""
-        self.discarded += len(self.inbox)
+        self._discarded += len(self.inbox)
         self.inbox.clear()
-        self.unread = 0
 
     def refuse(self, code: int, cause: Exception, *, keep_inbox: bool = False) -> None:
         """Fail the connection, RFC 6455 §7.1.7: say why, then hang up."""
@@ -497,7 +533,7 @@ class Core:
         if sent is not None:
             self._end(CloseInfo(sent.code, sent.reason, "local", clean=True))
         else:
-            self.closing = True
+            self._begin_closing()
             frame = self.connection.answer()
             self._log_close_sent()
             self._control(frame)
@@ -512,6 +548,7 @@ class Core:
         """An event in order: what was received before it is delivered, and answered, before the connection fails."""
         if self.ended:
             return
+        self.stopped = True
         if self.inbox or self._delivering:
             self._pause()
             self._set_deadline(self.options.ending_bound)
@@ -520,7 +557,8 @@ class Core:
 
     def _end(self, info: CloseInfo) -> None:
         self.close_info = info
-        self.closing = True
+        self.stopped = True
+        self._begin_closing()
         self.outbox.close()
         if self._keepalive is not None:
             self._keepalive.stop()
@@ -532,8 +570,9 @@ class Core:
         if self.ended_event is not None:
             self.ended_event.set()
         if self.receiver is not None:
-            self.transport.wake()
-        self.logger.info("connection ended: %s", info, extra={"connection_id": self.id})
+            self.waiter.wake()
+        if self.logger.isEnabledFor(logging.INFO):  # the id is made when it is first asked for
+            self.logger.info("connection ended: %s", info, extra={"connection_id": self.id})
 
     def _hang_up(self) -> None:
         """Close the transport in good order: after what is committed, and the server first.
@@ -580,6 +619,13 @@ class Core:
             self.fail(TimeoutError("the peer did not finish the closing handshake in time (close_timeout)"))
 
     # Logging
+
+    def _log_received(self, messages: list[str | bytes]) -> None:
+        for message in messages:
+            self._log("< %s", describe(Opcode.TEXT if isinstance(message, str) else Opcode.BINARY, message))
+
+    def log_sent(self, opcode: int, payload: str | Buffer) -> None:
+        self._log("> %s", describe(opcode, payload))
 
     def _log(self, message: str, *args: object) -> None:
         self.logger.debug(message, *args, extra={"connection_id": self.id})

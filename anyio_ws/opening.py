@@ -29,6 +29,11 @@ class Opening(Generic[T]):
         feed: takes bytes, `b""` for EOF, and returns what was awaited once it is complete.
     """
 
+    __slots__ = (
+        "_discarding", "_eof", "_error", "_feed", "_invalid", "_loop", "_result", "_scratch", "_started", "_transport",
+        "_unsent", "early",
+    )  # fmt: skip
+
     def __init__(self, transport: Transport, loop: Loop, feed: Callable[[bytes], T | None]) -> None:
         transport.receiver = self
         self._transport = transport
@@ -41,8 +46,8 @@ class Opening(Generic[T]):
         self._error: Exception | None = None  # the transport failed
         self._discarding = False
         self._eof = False
-        self._unsent = memoryview(b"")
-        self.early: bytearray = bytearray()  # what came behind the handshake, in later reads
+        self._unsent: memoryview | None = None
+        self.early: bytes | bytearray = b""  # what came behind the handshake, in later reads
 
     async def receive(self) -> T:
         """Wait for what was awaited.
@@ -57,7 +62,7 @@ class Opening(Generic[T]):
                 raise self._invalid
             if self._error is not None:
                 raise self._error
-            await self._transport.wait()
+            await self._transport.waiter.wait()
         return self._result
 
     def _start(self) -> None:
@@ -72,10 +77,11 @@ class Opening(Generic[T]):
             OSError, ssl.SSLError: the transport failed.
         """
         self._start()
-        self._unsent = memoryview(data)
-        self.writable()
+        taken = self._transport.write(data)
+        if taken < len(data):
+            self._unsent = memoryview(data)[taken:]
         while self._unsent and self._error is None:
-            await self._transport.wait()
+            await self._transport.waiter.wait()
             await self._loop.checkpoint()  # while the peer floods us, waiting may take no time
         if self._error is not None:
             raise self._error
@@ -87,7 +93,7 @@ class Opening(Generic[T]):
         self._transport.shutdown()
         with CancelScope(deadline=current_time() + seconds):
             while (not self._eof or self._transport.unsent) and self._error is None:
-                await self._transport.wait()
+                await self._transport.waiter.wait()
                 await self._loop.checkpoint()  # while the peer floods us, waiting may take no time
         self._transport.close()
 
@@ -102,6 +108,8 @@ class Opening(Generic[T]):
             if self._invalid is None:
                 self._try(data)
         else:
+            if not self.early:
+                self.early = bytearray()  # which takes the next without a copy
             self.early += data
             if len(self.early) >= MAX_EARLY:
                 self._transport.pause()
@@ -110,7 +118,7 @@ class Opening(Generic[T]):
         self._eof = True
         if self._result is None and self._invalid is None:
             self._try(b"")
-        self._transport.wake()
+        self._transport.waiter.wake()
 
     def _try(self, data: bytes) -> None:
         try:
@@ -118,17 +126,17 @@ class Opening(Generic[T]):
         except Exception as exc:
             self._invalid = exc
         if self._result is not None or self._invalid is not None:
-            self._transport.wake()
+            self._transport.waiter.wake()
 
     def writable(self) -> None:
         if self._unsent:
-            self._unsent = self._unsent[self._transport.write((self._unsent,)) :]
+            self._unsent = self._unsent[self._transport.write(self._unsent) :]
         if not self._unsent:
-            self._transport.wake()
+            self._transport.waiter.wake()
 
     def fail(self, exc: Exception) -> None:
         self._error = self._error or exc
-        self._transport.wake()
+        self._transport.waiter.wake()
 
     def hand_over(self, core: Core, trailing_data: bytes) -> None:
         """The handshake is done: the transport goes on to the connection."""

@@ -9,9 +9,6 @@ at JOIN_SIZE, or on `flush`, whichever comes first. What the transport does not 
 the transport says when to go on (`writable`).
 """
 
-from collections import deque
-from itertools import islice
-
 from .loops import Loop, Waiter
 from .transports.base import Buffer, Transport
 
@@ -32,11 +29,10 @@ class Outbox:
 
     Attributes:
         size: bytes that are committed and not taken by the transport.
+        taken: bytes that are not here any more: taken by the transport, or dropped with the connection.
         blocked: the transport took less than it was given; it will say when it takes more.
         closed: nobody may commit anything any more.
-        limit: as given.
-        turns: senders that wait to commit. A newcomer may commit at once if there are none and the size is under the
-            limit; `send` asks for itself, because it is the hottest path.
+        free: a newcomer may commit at once: it is not closed, the size is under the limit, and nobody waits.
     """
 
     __slots__ = (
@@ -44,106 +40,126 @@ class Outbox:
         "_buffers",
         "_drained",
         "_join",
+        "_limit",
         "_loop",
         "_transport",
+        "_turns",
         "blocked",
         "closed",
-        "limit",
+        "free",
         "size",
-        "turns",
+        "taken",
     )
 
     def __init__(self, transport: Transport, loop: Loop, limit: int) -> None:
         self.size: int = 0
+        self.taken: int = 0
         self.blocked: bool = False
         self.closed: bool = False
+        self.free: bool = True
         self._transport = transport
         self._loop = loop
-        self.limit: int = limit
+        self._limit = limit
         self._join = min(JOIN_SIZE, limit)
-        self._buffers: deque[Buffer] = deque()
+        self._buffers: list[Buffer] = []  # lists, where an empty deque takes 700 bytes
         self._armed = False  # the end of the tick flushes
-        self.turns: deque[Waiter] = deque()
-        self._drained: deque[Waiter] = deque()  # senders that have committed and wait for room
+        self._turns: list[Waiter] = []  # senders that wait to commit
+        self._drained: list[Waiter] = []  # senders that have committed and wait for room
 
     # Committing
 
     def write(self, frame: bytes) -> None:
         """Commit a frame, or several joined, and send it with what is here already."""
-        if self._buffers:
-            self._buffers.append(frame)
-            self.size += len(frame)
+        if self.size:
+            self._put(frame)
             self.flush()
-        else:
-            taken = self._transport.write((frame,))
-            if taken != len(frame):
-                self._keep(memoryview(frame)[taken:])
+            return
+        taken = self._transport.write(frame)
+        self.taken += taken
+        if taken != len(frame):
+            self.keep(memoryview(frame)[taken:])
 
     def write_parts(self, header: bytes, payload: Buffer) -> None:
         """The same for a frame whose payload is too large to be copied into one block with its header."""
-        if not self._buffers:
-            taken = self._transport.write((header, payload))
+        if not self.size:
+            taken = self._transport.write_vector((header, payload))
+            self.taken += taken
             if taken == len(header) + len(payload):
                 return
             if taken >= len(header):
                 payload = memoryview(payload)[taken - len(header) :]
                 # The caller may change a bytearray once send() has returned; bytes stay as they are.
-                self._keep(payload if isinstance(payload.obj, bytes) else bytes(payload))
+                self.keep(payload if isinstance(payload.obj, bytes) else bytes(payload))
                 return
             if self._transport.closed:
                 return  # it failed in this very call
             header = header[taken:]
             self.blocked = True
-        self._buffers += (header, payload if isinstance(payload, bytes) else bytes(payload))
-        self.size += len(header) + len(payload)
+        self._put(header)
+        self._put(payload if isinstance(payload, bytes) else bytes(payload))
         self.flush()
 
     def join(self, frame: bytes) -> None:
         """Commit a frame that may leave with others, at the end of the tick at the latest."""
         self._buffers.append(frame)
         self.size += len(frame)
-        if self.size >= self._join:
-            self.flush()
-        elif not self._armed:
+        if not self._armed:
             self._armed = True
             self._loop.call_soon(self._end_of_tick)
+        if self.size >= self._join:
+            self._fill()
 
-    def _keep(self, rest: Buffer) -> None:
-        if self._transport.closed:
-            return  # it failed in this very call
-        self.blocked = True
-        self._buffers.append(rest)
-        self.size += len(rest)
+    def keep(self, rest: Buffer) -> None:
+        if not self._transport.closed:  # it may have failed in this very call
+            self.blocked = True
+            self._put(rest)
+
+    def _put(self, data: Buffer) -> None:
+        self._buffers.append(data)
+        self.size += len(data)
+        if self.size >= self._limit:
+            self.free = False
+
+    def _fill(self) -> None:
+        """Enough has been joined."""
+        self.flush()
+        if self.size >= self._limit:
+            self.free = False
 
     # Sending
 
     def flush(self) -> None:
         """Give the transport what it takes."""
-        while self._buffers and not self.blocked:
+        while self.size and not self.blocked:
             if len(self._buffers) > 1 and self.size <= JOIN_SIZE:
-                joined = b"".join(self._buffers)
-                self._buffers.clear()
-                self._buffers.append(joined)
-            offered = tuple(islice(self._buffers, VECTOR))
-            taken = self._transport.write(offered)
-            if taken != sum(map(len, offered)):
+                self._buffers = [b"".join(self._buffers)]
+            if len(self._buffers) == 1:
+                offered = self.size
+                taken = self._transport.write(self._buffers[0])
+            else:
+                vector = self._buffers[:VECTOR]
+                offered = sum(map(len, vector))
+                taken = self._transport.write_vector(vector)
+            self.taken += taken
+            if taken != offered:
                 self.blocked = True
             self._forget(taken)
-        if self.size < self.limit and (self._drained or self.turns):
-            for waiter in self._drained:
-                waiter.wake()
-            self._next_turn()
+        if not self.free:
+            self._wake()
 
     def _forget(self, taken: int) -> None:
         if not self._buffers:
             return  # the connection failed meanwhile
         self.size -= taken
-        while taken:
-            first = self._buffers.popleft()
-            if taken < len(first):
-                self._buffers.appendleft(memoryview(first)[taken:])
-                return
-            taken -= len(first)
+        gone = 0
+        for buffer in self._buffers:
+            if taken < len(buffer):
+                break
+            taken -= len(buffer)
+            gone += 1
+        del self._buffers[:gone]
+        if taken:
+            self._buffers[0] = memoryview(self._buffers[0])[taken:]
 
     def _end_of_tick(self) -> None:
         self._armed = False
@@ -157,40 +173,49 @@ class Outbox:
     def close(self) -> None:
         """Refuse newcomers and those who wait; what is committed still goes out."""
         self.closed = True
-        for waiter in (*self.turns, *self._drained):
+        self.free = False
+        for waiter in (*self._turns, *self._drained):
             waiter.wake()
 
     def clear(self) -> None:
         """Nothing can be sent any more."""
         self._buffers.clear()
+        self.taken += self.size
         self.size = 0
         self.close()
 
     # Waiting
 
+    def _wake(self) -> None:
+        """Wake those who may go on, and let newcomers in if there are none who wait to commit."""
+        if self.size < self._limit and not self.closed:
+            for waiter in self._drained:
+                waiter.wake()
+            if self._turns:
+                self._turns[0].wake()
+            else:
+                self.free = True
+
     async def turn(self) -> None:
         """Wait until the caller may commit; it then does so without a suspension. Returns early if closed."""
         waiter = self._loop.waiter()
-        self.turns.append(waiter)
+        self._turns.append(waiter)
+        self.free = False
         try:
-            while not self.closed and (self.size >= self.limit or self.turns[0] is not waiter):
+            while not self.closed and (self.size >= self._limit or self._turns[0] is not waiter):
                 await waiter.wait()
         finally:
-            self.turns.remove(waiter)
+            self._turns.remove(waiter)
             # Also if the wake-up was for us and we were cancelled in the same tick: the turn must not get lost. If we
             # do commit, the next one looks again before it does.
-            self._next_turn()
+            self._wake()
 
     async def drained(self) -> None:
         """Wait until the outbox holds less than its limit. Returns early if closed."""
         waiter = self._loop.waiter()
         self._drained.append(waiter)
         try:
-            while not self.closed and self.size >= self.limit:
+            while not self.closed and self.size >= self._limit:
                 await waiter.wait()
         finally:
             self._drained.remove(waiter)
-
-    def _next_turn(self) -> None:
-        if self.turns and self.size < self.limit:
-            self.turns[0].wake()

@@ -1,8 +1,8 @@
 """The server: Server, serve() and accept().
 
 Theory of operation. One task accepts from each listening socket, and one task is a connection: opening handshake,
-handler, closing handshake. The server's `Tasks` hold them; leaving cancels them all at once, and each says 1001 to its
-peer. Nothing that happens to one connection reaches another, or a listener.
+handler, closing handshake (`Attendants`). Leaving cancels them all at once, and each says 1001 to its peer. Nothing
+that happens to one connection reaches another, or a listener.
 
 `drain` is a matter of timers, not of a task: it closes what is open, later cancels the handlers that are still there,
 and whoever calls it only waits for the last handler.
@@ -10,31 +10,25 @@ and whoever calls it only waits for the last handler.
 
 import json as standard_json
 import logging
-import math
 import os
-import random
 import socket
 import ssl as ssl_module
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self, Unpack, cast
+from typing import Any, Self, Unpack
 
-from anyio import TASK_STATUS_IGNORED, CancelScope, Event, current_time, get_cancelled_exc_class
+from anyio import TASK_STATUS_IGNORED, Event
 from anyio.abc import TaskStatus
-from anyio.lowlevel import checkpoint_if_cancelled
 
-from .core import Core, check_close
-from .exceptions import HandshakeError, HandshakeRejected
+from .attending import Attendants, Handler
+from .core import check_close
 from .logs import NO_ID
 from .logs import server_logger as logger
 from .loops import Loop, open_loop
-from .opening import Block, closing_code
+from .opening import Block
 from .options import JSON, Options, SharedOptions
-from .protocol import Response
 from .protocol.handshake_fields import PRODUCT
 from .protocol.request_checks import Origins
-from .running import is_own_closing
 from .stats import ServerStats
 from .tasks import Tasks
 from .transports.base import Transport
@@ -44,8 +38,6 @@ from .transports.stream import AnyStream, StreamTransport
 from .transports.tls import TLSTransport, check_context
 from .upgrade import Address, ProcessRequest, Rules, upgrade
 from .websocket import WebSocket
-
-Handler = Callable[[WebSocket], Awaitable[object]]
 
 BACKLOG = 1024
 """Connections that may wait in the kernel until they are accepted; the system caps it (SOMAXCONN)."""
@@ -226,7 +218,7 @@ class Server:
             check_context(ssl, server_side=True)
         if max_connections is not None and max_connections < 1:
             raise ValueError(f"max_connections must be at least 1 or None, not {max_connections!r}")
-        self._rules = Rules(
+        rules = Rules(
             subprotocols=subprotocols,
             origins=origins,
             process_request=process_request,
@@ -244,7 +236,6 @@ class Server:
                 json=json,
             ),
         )
-        self._handler = handler
         self._host = host
         self._port = port
         self._ssl = ssl
@@ -252,23 +243,20 @@ class Server:
         self._given = listeners
         self._backlog = backlog
         self._reuse_port = reuse_port
-        self._max_connections = max_connections
         self._tasks: Tasks | None = None
         self._listeners: list[socket.socket] = []
         self._addresses: tuple[tuple[str, int] | str, ...] = ()
-        self._open: dict[WebSocket, tuple[Core, CancelScope]] = {}  # each with the scope of its handler
-        self._handling: set[object] = set()  # their tasks
-        self._opening: set[CancelScope] = set()  # of the opening handshakes
-        self._running = 0  # connections, with those in their opening and closing handshakes
-        self._accepted = self._rejected = 0
-        self._draining = False
         self._closed = Event()  # drained, or left
+        self._attendants = Attendants(
+            handler, rules, secure=ssl is not None, max_connections=max_connections, idle=self._closed.set
+        )
 
     async def __aenter__(self) -> Self:
         if self._tasks is not None:
             raise RuntimeError("a Server is for one `async with` only; make a new one")
         self._tasks = await Tasks().__aenter__()
         self._loop = open_loop(self._tasks.start_service)
+        self._attendants.enter(self._tasks, self._loop)
         try:
             self._listeners = await self._listen()
             self._addresses = tuple(_listening_at(listener) for listener in self._listeners)
@@ -348,12 +336,13 @@ class Server:
     @property
     def connections(self) -> frozenset[WebSocket]:
         """The connections that are open now."""
-        return frozenset(ws for ws in self._open if ws.close_info is None)
+        return self._attendants.connections
 
     @property
     def stats(self) -> ServerStats:
         """What the server did so far."""
-        return ServerStats(accepted=self._accepted, rejected=self._rejected, open=len(self.connections))
+        attendants = self._attendants
+        return ServerStats(accepted=attendants.accepted, rejected=attendants.rejected, open=len(attendants.connections))
 
     # Connections
 
@@ -367,103 +356,7 @@ class Server:
 
     def start_connection(self, transport: Transport, remote_address: Address) -> None:
         """Serve a connection in a task of its own."""
-        assert self._tasks is not None
-        self._running += 1
-        self._tasks.start(self._connection, transport, remote_address)
-
-    def _refusal(self) -> Response | None:
-        """Why no more connections are opened, if they are not."""
-        if self._draining:
-            return Response(503, body="the server is closing; expected a request to another one\n")
-        if self._max_connections is not None and len(self._open) >= self._max_connections:
-            return Response(503, body=f"the server has {self._max_connections} connections (max_connections)\n")
-        return None
-
-    async def _connection(self, transport: Transport, remote_address: Address) -> None:
-        try:
-            opened = await self._opened(transport, remote_address)
-            if opened is not None:
-                await self._handle(*opened)
-        finally:
-            transport.abort()
-            self._running -= 1
-            if self._draining and not self._running:
-                self._closed.set()
-
-    async def _opened(self, transport: Transport, remote_address: Address) -> tuple[WebSocket, Core] | None:
-        with CancelScope() as scope:  # `drain` cancels it after its grace, nobody else
-            self._opening.add(scope)
-            try:
-                return await upgrade(
-                    transport,
-                    self._loop,
-                    self._rules,
-                    secure=self._ssl is not None,
-                    remote_address=remote_address,
-                    refusal=self._refusal,
-                )
-            except HandshakeRejected as exc:
-                self._rejected += 1
-                answer = exc.response
-                logger.info(
-                    "a request from %s was answered %d %s",
-                    remote_address,
-                    answer.status_code,
-                    answer.reason_phrase,
-                    extra=NO_ID,
-                )
-            except HandshakeError as exc:
-                self._rejected += 1
-                logger.info("opening handshake with %s failed: %s", remote_address, exc, extra=NO_ID)
-            finally:
-                self._opening.discard(scope)
-        return None
-
-    async def _handle(self, ws: WebSocket, core: Core) -> None:
-        """Call the handler, then close: with 1000, 1001 if it was cancelled, 1011 if it failed."""
-        self._accepted += 1
-        scope = CancelScope()  # `drain` cancels it after its grace, nobody else
-        self._open[ws] = core, scope
-        task = self._loop.current_task()
-        self._handling.add(task)
-        code = 1001  # if we are cancelled anywhere below
-        try:
-            try:
-                with scope:
-                    await self._handler(ws)
-                code = 1001 if scope.cancelled_caught else 1000
-                if core.debug:
-                    count = core.messages_received
-                    logger.debug(
-                        "the handler has returned, messages received: %d", count, extra={"connection_id": ws.id}
-                    )
-            except Exception as exc:
-                code = _failed(exc, ws, core)
-            except BaseExceptionGroup as group:  # trio: a nursery of the handler mixes our cancellation in
-                rest = group.split(get_cancelled_exc_class())[1]
-                if isinstance(rest, ExceptionGroup):
-                    code = _failed(cast("ExceptionGroup[Exception]", rest), ws, core)
-                elif rest is not None:
-                    raise
-            try:
-                await checkpoint_if_cancelled()  # a handler may have swallowed its cancellation
-            except get_cancelled_exc_class():
-                if code == 1000:
-                    code = 1001
-                raise
-            await ws.aclose(code)
-        except BaseException as exc:
-            if not core.closing:
-                if not isinstance(exc, get_cancelled_exc_class()):
-                    code = closing_code(exc)  # KeyboardInterrupt or SystemExit, which will end the program
-                bound = self._rules.options.ending_bound
-                with CancelScope(shield=True, deadline=current_time() + bound):
-                    await ws.aclose(code)
-            raise
-        finally:
-            core.abort()  # nothing happens if it is gone; else tasks outside the handler may wait for it
-            del self._open[ws]
-            self._handling.discard(task)
+        self._attendants.start(transport, remote_address)
 
     # Ending
 
@@ -487,30 +380,13 @@ class Server:
         """
         if self._tasks is None:
             raise RuntimeError("drain() is for a server whose `async with` block was entered")
-        if self._loop.current_task() in self._handling:
+        if self._attendants.has_task(self._loop.current_task()):
             raise RuntimeError("drain() was called by a handler of the same server, which would wait for itself")
         check_close(code, reason)
-        if not self._draining:
-            self._draining = True
+        if not self._attendants.draining:
             self._close_listeners()
-            now = self._loop.time()
-            for core, _ in self._open.values():
-                self._loop.call_at(now + random.uniform(0, jitter), partial(core.close, code, reason))
-            if grace < math.inf:
-                self._loop.call_at(now + jitter + grace, self._end_grace)
-            if not self._running:
-                self._closed.set()
+            self._attendants.drain(code, reason, grace=grace, jitter=jitter)
         await self._closed.wait()
-
-    def _end_grace(self) -> None:
-        """Cancel the handlers, and handshakes; closing handshakes have until the bound of any cancellation."""
-        for scope in (*self._opening, *(scope for _, scope in self._open.values())):
-            scope.cancel()
-        self._loop.call_at(self._loop.time() + self._rules.options.ending_bound, self._abort_connections)
-
-    def _abort_connections(self) -> None:
-        for core, _ in self._open.values():
-            core.abort()
 
     async def wait_closed(self) -> None:
         """Wait until the server is drained, or its block is left.
@@ -518,14 +394,6 @@ class Server:
         Cancellation: safe.
         """
         await self._closed.wait()
-
-
-def _failed(exc: Exception, ws: WebSocket, core: Core) -> int:
-    """A handler raised: log it; return the close code."""
-    if is_own_closing(exc, core):
-        return 1000  # its connection has ended, which is logged already; it did not fail
-    logger.error("handler failed", exc_info=exc, extra={"connection_id": ws.id})
-    return 1011
 
 
 def _listening_at(listener: socket.socket) -> tuple[str, int] | str:

@@ -75,18 +75,22 @@ class Tasks:
     async def _guard(self, function: Callable[..., Awaitable[object]], *args: Any) -> None:
         try:
             await function(*args)
-        except get_cancelled_exc_class():
-            raise
         except BaseException as exc:
-            error: BaseException = exc
-            if isinstance(exc, BaseExceptionGroup):  # trio: a user's nursery mixes Cancelled in
-                stray, rest = cast("BaseExceptionGroup[BaseException]", exc).split(get_cancelled_exc_class())
-                if rest is None:
-                    raise
-                if stray is not None:
-                    error = rest
-            self.errors.append(error)
-            self.scope.cancel()
+            self.record(exc)
+
+    def record(self, exc: BaseException) -> None:
+        """Note what a task has raised, so that leaving raises it; a cancellation is raised again."""
+        if isinstance(exc, get_cancelled_exc_class()):
+            raise exc
+        error = exc
+        if isinstance(exc, BaseExceptionGroup):  # trio: a user's nursery mixes Cancelled in
+            stray, rest = cast("BaseExceptionGroup[BaseException]", exc).split(get_cancelled_exc_class())
+            if rest is None:
+                raise exc
+            if stray is not None:
+                error = rest
+        self.errors.append(error)
+        self.scope.cancel()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple, Unpack
 
 from anyio import CancelScope, EndOfStream, current_time
 
+from .attending import Handler
 from .client import connect
 from .core import Core
 from .exceptions import ConnectFailed
@@ -38,7 +39,7 @@ from .protocol import (
     parse_url,
 )
 from .protocol.http import HeadersLike
-from .server import Handler, Server, ServerOptions
+from .server import Server, ServerOptions
 from .tasks import Tasks
 from .transports.base import Transport
 from .transports.memory import MemoryTransport, memory_pipe
@@ -285,7 +286,7 @@ class RawPeer:
         self._unsent.append(data)
         self.writable()
         while self._unsent and not self._eof:
-            await self._transport.wait()
+            await self._transport.waiter.wait()
 
     async def send_frame(
         self, opcode: int, payload: bytes = b"", *, fin: bool = True, masked: bool | None = None
@@ -329,7 +330,7 @@ class RawPeer:
         while len(self._received) < count:
             if self._eof:
                 raise EndOfStream
-            await self._transport.wait()
+            await self._transport.waiter.wait()
         data = bytes(self._received[:count])
         del self._received[:count]
         return data
@@ -353,7 +354,7 @@ class RawPeer:
     async def receive_eof(self) -> bytes:
         """Receive until the other end has closed; return what came before."""
         while not self._eof:
-            await self._transport.wait()
+            await self._transport.waiter.wait()
         return bytes(self._received)
 
     # The transport's receiver
@@ -363,20 +364,20 @@ class RawPeer:
 
     def received(self, count: int) -> None:
         self._received += self._scratch[:count]
-        self._transport.wake()
+        self._transport.waiter.wake()
 
     def eof(self) -> None:
         self._eof = True
-        self._transport.wake()
+        self._transport.waiter.wake()
 
     def writable(self) -> None:
         while self._unsent:
             data = self._unsent.popleft()
-            taken = self._transport.write((data,))
+            taken = self._transport.write(data)
             if taken < len(data):
                 self._unsent.appendleft(data[taken:])
                 return
-        self._transport.wake()
+        self._transport.waiter.wake()
 
     def fail(self, exc: Exception) -> None:
         self.eof()

@@ -1,12 +1,11 @@
 """The server's side of opening a connection: from bytes on a transport to a WebSocket, or to a refusal."""
 
 import inspect
-import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from anyio import CancelScope, current_time
+from anyio import CancelScope
 
 from .core import Core
 from .exceptions import ConnectFailed, HandshakeRejected, OpenTimeout
@@ -16,6 +15,7 @@ from .opening import Opening
 from .options import Options
 from .protocol import InvalidHandshake, Request, Response, ServerHandshake
 from .protocol.request_checks import Origins
+from .protocol.server_handshake import ServerRules
 from .transports.base import Transport
 from .transports.tls import TLSTransport
 from .websocket import WebSocket
@@ -36,20 +36,17 @@ class Rules:
     process_request: ProcessRequest | None
     server_header: str | None
     options: Options
+    _checked: ServerRules = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.process_request is not None and not callable(self.process_request):
             raise TypeError(f"process_request must be callable, not {self.process_request!r}")
-        self.handshake(secure=False, remote_address=None)  # checks the rest
+        # Once for the server, not for each connection.
+        checked = ServerRules(subprotocols=self.subprotocols, origins=self.origins, server_header=self.server_header)
+        object.__setattr__(self, "_checked", checked)
 
     def handshake(self, *, secure: bool, remote_address: Address) -> ServerHandshake:
-        return ServerHandshake(
-            subprotocols=self.subprotocols,
-            origins=self.origins,
-            server_header=self.server_header,
-            secure=secure,
-            remote_address=remote_address,
-        )
+        return ServerHandshake.of(self._checked, secure=secure, remote_address=remote_address)
 
 
 async def upgrade(
@@ -74,36 +71,78 @@ async def upgrade(
     Raises:
         HandshakeError: the connection was not opened; the peer has been told why, if there was anything to tell.
     """
-    timeout = rules.options.open_timeout
-    try:
-        with CancelScope(deadline=math.inf if timeout is None else current_time() + timeout):
-            if isinstance(transport, TLSTransport):
-                await transport.handshake()
-            return await _upgrade(transport, loop, rules, secure, remote_address, refusal)
-        raise OpenTimeout(f"no request for a WebSocket was complete within open_timeout={timeout:g} s")
-    except OSError as exc:
-        transport.abort()
-        if isinstance(exc, OpenTimeout):
-            raise
-        raise ConnectFailed(exc.errno, f"the connection broke during the handshake: {exc.strerror or exc}") from exc
-    except BaseException:
-        transport.abort()
-        raise
-
-
-async def _upgrade(
-    transport: Transport,
-    loop: Loop,
-    rules: Rules,
-    secure: bool,
-    remote_address: Address,
-    refusal: Callable[[], Response | None],
-) -> tuple[WebSocket, Core]:
     handshake = rules.handshake(secure=secure, remote_address=remote_address)
     opening = Opening(transport, loop, handshake.feed)
+    deadline = _Deadline(transport, opening, loop, rules.options.open_timeout)
+    try:
+        if isinstance(transport, TLSTransport):
+            await transport.handshake()
+        request, response = await _answer(handshake, opening, rules.process_request, refusal, deadline)
+    except BaseException as exc:
+        transport.abort()
+        if isinstance(exc, Exception) and deadline.passed:
+            seconds = rules.options.open_timeout
+            raise OpenTimeout(f"no request for a WebSocket was complete within open_timeout={seconds:g} s") from None
+        if isinstance(exc, OSError):
+            raise ConnectFailed(exc.errno, f"the connection broke during the handshake: {exc.strerror or exc}") from exc
+        raise
+    finally:
+        deadline.cancel()
+    core = Core(transport, loop, rules.options, is_client=False)
+    ws = WebSocket(core, request, response, handshake.subprotocol, remote_address)
+    opening.hand_over(core, handshake.trailing_data)
+    return ws, core
+
+
+class _Deadline:
+    """`open_timeout`: when it is over, the transport is aborted and whatever waits is woken, and fails.
+
+    A timer of the server's is much cheaper than a cancel scope. Only what the application does needs one.
+    """
+
+    __slots__ = ("_opening", "_timer", "_transport", "asking", "passed")
+
+    def __init__(self, transport: Transport, opening: Opening[Request], loop: Loop, seconds: float | None) -> None:
+        self._transport = transport
+        self._opening = opening
+        self._timer = None if seconds is None else loop.call_at(loop.time() + seconds, self._due)
+        self.passed = False
+        self.asking: CancelScope | None = None
+
+    def cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _due(self) -> None:
+        self.passed = True
+        self._transport.abort()
+        self._opening.fail(TimeoutError("the opening handshake took too long"))
+        if self.asking is not None:
+            self.asking.cancel()
+
+
+async def _answer(
+    handshake: ServerHandshake,
+    opening: Opening[Request],
+    process_request: ProcessRequest | None,
+    refusal: Callable[[], Response | None],
+    deadline: _Deadline,
+) -> tuple[Request, Response]:
+    """Accept the request, or raise when its refusal has been sent."""
     try:
         request = await opening.receive()
-        response = await _decide(request, rules.process_request, refusal)
+        response = refusal() if request.is_websocket else None
+        if response is None and process_request is not None:
+            response = await _ask(process_request, request, deadline)
+            if deadline.passed:
+                raise TimeoutError("process_request took too long")
+            if request.is_websocket and (response is None or response.status_code == 101):
+                response = refusal() or response  # while it waited, the last place may have been taken
+        if response is None and not request.is_websocket:
+            # "the server MUST [...] send an Upgrade header field in a 426 response to indicate the required
+            # protocol(s)" (RFC 9110 §15.5.22)
+            text = "this is a WebSocket server: expected an upgrade to websocket\n"
+            response = Response(426, {"Upgrade": "websocket"}, text)
         if response is None or response.status_code == 101:
             response, data = _accept(handshake, request, response)
         else:
@@ -117,35 +156,24 @@ async def _upgrade(
     if response.status_code != 101:
         await opening.hang_up(REFUSED_SECONDS)
         raise HandshakeRejected(response)
-    core = Core(transport, loop, rules.options, is_client=False)
-    ws = WebSocket(core, request, response, handshake.subprotocol, remote_address)
-    opening.hand_over(core, handshake.trailing_data)
-    return ws, core
+    return request, response
 
 
-async def _decide(
-    request: Request, process_request: ProcessRequest | None, refusal: Callable[[], Response | None]
-) -> Response | None:
-    """Ask the application; None accepts."""
-    response = refusal() if request.is_websocket else None
-    if response is None and process_request is not None:
-        try:
-            answer: Any = process_request(request)
-            if inspect.isawaitable(answer):
+async def _ask(process_request: ProcessRequest, request: Request, deadline: _Deadline) -> Response | None:
+    """Ask the application; None accepts, unless the deadline has passed meanwhile."""
+    try:
+        answer: Any = process_request(request)
+        if inspect.isawaitable(answer):
+            with CancelScope() as deadline.asking:
                 answer = await answer
-            if answer is not None and not isinstance(answer, Response):
-                raise TypeError(f"process_request must return a Response or None, not {answer!r}")
-            response = answer
-        except Exception:
-            server_logger.exception("process_request failed", extra=NO_ID)
-            return Response(500, body="internal error\n")
-        if request.is_websocket and (response is None or response.status_code == 101):
-            response = refusal() or response  # while it waited, the last place may have been taken
-    if response is None and not request.is_websocket:
-        # "the server MUST [...] send an Upgrade header field in a 426 response to indicate the required protocol(s)"
-        # (RFC 9110 §15.5.22)
-        return Response(426, {"Upgrade": "websocket"}, "this is a WebSocket server: expected an upgrade to websocket\n")
-    return response
+            if deadline.asking.cancelled_caught:
+                return None
+        if answer is not None and not isinstance(answer, Response):
+            raise TypeError(f"process_request must return a Response or None, not {answer!r}")
+    except Exception:
+        server_logger.exception("process_request failed", extra=NO_ID)
+        return Response(500, body="internal error\n")
+    return answer
 
 
 def _accept(handshake: ServerHandshake, request: Request, response: Response | None) -> tuple[Response, bytes]:

@@ -5,24 +5,27 @@ time. Everything is to be used in the event loop's own thread. Cancelling any ca
 message is either returned or still there, a send did nothing or will be sent whole. Connections come from `connect`,
 `accept`, `Server` and `serve`, not from the class.
 
-`send`, `receive` and `ping` look for a cancellation at each call and yield to the event loop at least once in 64 calls
-or 1 ms, for all connections of the loop together; a checkpoint at each call would cost more than all the rest.
+`send`, `receive` and `ping` look for a cancellation at each call and yield to the event loop at least once in 64
+messages or 1 ms, for all connections of the loop together; a checkpoint at each call would cost more than all the rest.
 """
 
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
-from anyio import BusyResourceError, EndOfStream, Event
+from anyio import BusyResourceError, Event
 from anyio.abc import ObjectStream
 
 from .core import Core, check_close
-from .exceptions import CloseInfo, ConnectionClosedError
+from .exceptions import CloseInfo, ConnectionClosedError, ConnectionClosedOK
 from .protocol import Opcode, ProtocolError, Request, Response
 from .protocol.frames import MESSAGE_OVERHEAD
 from .running import run
 from .stats import Stats
 from .transports.base import Buffer
+
+LARGE = 16384
+"""Bytes of payload from which on a frame is sent as header and payload, and not copied into one block."""
 
 T = TypeVar("T")
 
@@ -32,17 +35,18 @@ class Messages(Generic[T]):
 
     __slots__ = ("_receive",)
 
-    def __init__(self, receive: Callable[[], Awaitable[T]]) -> None:
+    def __init__(self, receive: "Receive[T]") -> None:
         self._receive = receive
 
     def __aiter__(self) -> "Messages[T]":
         return self
 
-    async def __anext__(self) -> T:
-        try:
-            return await self._receive()
-        except EndOfStream:
-            raise StopAsyncIteration from None
+    def __anext__(self) -> Awaitable[T]:
+        return self._receive(StopAsyncIteration)
+
+
+Receive = Callable[[type[Exception]], Awaitable[T]]
+"""Receives a message; at an end in good order, it raises StopAsyncIteration if that is what it was called with."""
 
 
 class WebSocket(ObjectStream[str | bytes]):
@@ -73,8 +77,10 @@ class WebSocket(ObjectStream[str | bytes]):
         # What each message needs, without a detour.
         self._loop = core.loop
         self._budget = core.loop.budget
-        self._may_be_cancelled = core.loop.may_be_cancelled
+        self._tasks_tell = core.loop.tasks_tell
+        self._current_task = core.loop.current_task
         self._inbox = core.inbox
+        self._write = core.transport.write
         self._outbox = core.outbox
 
     def __repr__(self) -> str:
@@ -98,46 +104,53 @@ class WebSocket(ObjectStream[str | bytes]):
         Cancellation: safe; no message is lost.
         RFC 6455 §5.4, §5.6.
         """
+        return await self._receive(ConnectionClosedOK)
+
+    async def _receive(self, end: type[Exception]) -> str | bytes:
         budget = self._budget
-        budget.calls -= 1
-        if not budget.calls & 7 and budget.exhausted():
+        budget.receives -= 1
+        if not budget.receives & 7 and budget.exhausted():
             await self._yield()
-        elif self._may_be_cancelled():
+        elif not self._tasks_tell or self._current_task().cancelling():
             await self._loop.checkpoint_if_cancelled()
         core = self._core
-        if not self._inbox or core.receiver is not None:
-            await self._fill()
-        message = self._inbox.popleft()
-        core.unread -= len(message) + MESSAGE_OVERHEAD
+        inbox = self._inbox
+        if not inbox or core.receiver is not None:
+            if core.receiver is not None:
+                raise self._busy()
+            core.receiver = self._current_task()
+            core.waits += 1
+            try:
+                while not inbox:
+                    if core.stopped:
+                        self._raise_end(end)
+                    if self._outbox.size:
+                        self._outbox.flush()  # whoever waits for messages lets the replies to the last ones go
+                        if inbox or core.stopped:
+                            continue
+                    await core.waiter.wait()
+            finally:
+                core.receiver = None
+        message = inbox.pop()
         if core.paused:
-            core.make_room()
+            core.make_room(len(message))
         return message
 
-    async def _fill(self) -> None:
-        """Wait until there is a message in the inbox."""
+    def _busy(self) -> BusyResourceError:
+        name = self._loop.task_name
+        task = self._current_task()
+        return BusyResourceError(f"receiving (task {name(self._core.receiver)!r}; this is {name(task)!r}) from")
+
+    def _raise_end(self, end: type[Exception]) -> NoReturn:
+        """Raise what says why there are no more messages."""
         core = self._core
-        task = self._loop.current_task()
-        if core.receiver is not None:
-            name = self._loop.task_name
-            raise BusyResourceError(f"receiving (task {name(core.receiver)!r}; this is {name(task)!r}) from")
-        core.receiver = task
-        core.waits += 1
-        try:
-            while not self._inbox:
-                error = core.connection.error
-                if error is not None:
-                    core.refuse(error.close_code, error)
-                if core.ended:
-                    raise core.exception(receiving=True)
-                self._outbox.flush()  # whoever waits for messages lets the replies to the last ones go
-                if self._inbox or core.ended:
-                    continue
-                await core.transport.wait()
-                self._budget.calls -= 1
-                if self._budget.calls <= 0:  # trio, and a peer that sends only control frames as fast as it can
-                    await self._yield()
-        finally:
-            core.receiver = None
+        error = core.connection.error
+        if error is not None:
+            core.refuse(error.close_code, error)
+        exc = core.exception(receiving=True)
+        if end is StopAsyncIteration and isinstance(exc, ConnectionClosedOK):
+            raise StopAsyncIteration
+        raise exc
 
     async def _yield(self) -> None:
         """Let the other tasks run: this loop has had its share."""
@@ -153,12 +166,10 @@ class WebSocket(ObjectStream[str | bytes]):
 
         Cancellation: safe; no message is lost.
         """
-        messages = [await self.receive(), *self._inbox]
+        messages = [await self.receive(), *reversed(self._inbox)]
         self._inbox.clear()
-        core = self._core
-        core.unread = 0
-        if core.paused:
-            core.make_room()
+        if self._core.paused:
+            self._core.make_room(0)
         return messages
 
     async def receive_text(self) -> str:
@@ -171,7 +182,10 @@ class WebSocket(ObjectStream[str | bytes]):
 
         Cancellation: safe; no message is lost.
         """
-        message = await self.receive()
+        return await self._receive_text(ConnectionClosedOK)
+
+    async def _receive_text(self, end: type[Exception]) -> str:
+        message = await self._receive(end)
         if isinstance(message, str):
             return message
         raise self._refuse(
@@ -186,7 +200,10 @@ class WebSocket(ObjectStream[str | bytes]):
 
         Cancellation: safe; no message is lost.
         """
-        message = await self.receive()
+        return await self._receive_bytes(ConnectionClosedOK)
+
+    async def _receive_bytes(self, end: type[Exception]) -> bytes:
+        message = await self._receive(end)
         return message.encode() if isinstance(message, str) else message
 
     async def receive_json(self) -> Any:
@@ -199,7 +216,10 @@ class WebSocket(ObjectStream[str | bytes]):
 
         Cancellation: safe; no message is lost.
         """
-        message = await self.receive()
+        return await self._receive_json(ConnectionClosedOK)
+
+    async def _receive_json(self, end: type[Exception]) -> Any:
+        message = await self._receive(end)
         try:
             return self._core.options.json.loads(message)
         except (ValueError, RecursionError) as exc:  # the latter: nested too deeply
@@ -221,19 +241,19 @@ class WebSocket(ObjectStream[str | bytes]):
         return exc
 
     def __aiter__(self) -> "Messages[str | bytes]":  # type: ignore[override]  # plain, and it may be abandoned
-        return Messages(self.receive)
+        return Messages(self._receive)
 
     def iter_text(self) -> Messages[str]:
         """Iterate with `receive_text` until the connection ends in good order."""
-        return Messages(self.receive_text)
+        return Messages(self._receive_text)
 
     def iter_bytes(self) -> Messages[bytes]:
         """Iterate with `receive_bytes` until the connection ends in good order."""
-        return Messages(self.receive_bytes)
+        return Messages(self._receive_bytes)
 
     def iter_json(self) -> Messages[Any]:
         """Iterate with `receive_json` until the connection ends in good order."""
-        return Messages(self.receive_json)
+        return Messages(self._receive_json)
 
     # Sending
 
@@ -256,28 +276,42 @@ class WebSocket(ObjectStream[str | bytes]):
         RFC 6455 §5.6.
         """
         budget = self._budget
-        budget.calls -= 1
-        if not budget.calls & 7 and budget.exhausted():
+        budget.sends -= 1
+        if not budget.sends & 7 and budget.exhausted():
             await self._yield()
-        elif self._may_be_cancelled():
+        elif not self._tasks_tell or self._current_task().cancelling():
             await self._loop.checkpoint_if_cancelled()
-        core = self._core
-        if core.closing:
-            raise core.exception()
-        if text is None and type(item) is str:
-            opcode = 1
-        elif text is None and type(item) is bytes:
-            opcode = 2
-        else:
+        opcode = _OPCODES.get(type(item)) if text is None else None
+        if opcode is None:
             opcode, item = _kind(item, text)
         outbox = self._outbox
-        if outbox.size >= outbox.limit or outbox.turns:
+        if not outbox.free:
             await self._turn()
-        core.commit(opcode, item)
-        if outbox.size >= outbox.limit or core.closing:
+        # Committing: nothing below suspends until all of it is done.
+        core = self._core
+        if len(item) >= LARGE and not isinstance(item, str):
+            core.send_large(opcode, item)
+        else:
+            frame = core.encode(opcode, item)
+            core.messages_sent += 1
+            if core.debug:
+                core.log_sent(opcode, item)
+            if self._inbox:
+                outbox.join(frame)  # more messages wait to be received: their replies can leave together
+            elif outbox.size:
+                outbox.write(frame)
+            else:  # the same without a detour
+                taken = self._write(frame)
+                outbox.taken += taken
+                if taken != len(frame):
+                    outbox.keep(memoryview(frame)[taken:])
+        if not outbox.free:
             await self._settle()
 
     async def _turn(self) -> None:
+        """Wait until the caller may commit."""
+        if self._core.closing:
+            raise self._core.exception()
         self._core.transport.watch()  # also while we wait, pings are to be answered and a reset noticed
         await self._outbox.turn()
         if self._core.closing:
@@ -285,9 +319,8 @@ class WebSocket(ObjectStream[str | bytes]):
 
     async def _settle(self) -> None:
         """Wait until what is committed is less than the limit."""
-        if self._outbox.size >= self._outbox.limit:
-            self._core.transport.watch()
-            await self._outbox.drained()
+        self._core.transport.watch()
+        await self._outbox.drained()
         if self._core.ended:
             raise self._core.exception()
 
@@ -324,12 +357,11 @@ class WebSocket(ObjectStream[str | bytes]):
             await self._send_batch(batch)
 
     async def _send_batch(self, batch: list[tuple[int, str | Buffer]]) -> None:
-        if self._core.closing:
-            raise self._core.exception()
-        if self._outbox.size >= self._outbox.limit or self._outbox.turns:
+        if not self._outbox.free:
             await self._turn()
-        self._core.commit_many(batch)
-        await self._settle()
+        self._core.send_batch(batch)
+        if not self._outbox.free:
+            await self._settle()
 
     async def send_json(self, obj: Any) -> None:
         """Encode an object with the option `json` and send it as a text message.
@@ -357,7 +389,8 @@ class WebSocket(ObjectStream[str | bytes]):
         if self._core.closing:
             raise self._core.exception()
         self._outbox.flush()
-        await self._settle()
+        if not self._outbox.free:
+            await self._settle()
 
     async def send_eof(self) -> None:
         """Not implemented: a WebSocket closes in both directions; see `aclose`."""
@@ -366,10 +399,10 @@ class WebSocket(ObjectStream[str | bytes]):
     async def _checkpoint(self) -> None:
         """What begins every call that may complete without waiting."""
         budget = self._budget
-        budget.calls -= 1
-        if not budget.calls & 7 and budget.exhausted():
+        budget.sends -= 1
+        if not budget.sends & 7 and budget.exhausted():
             await self._yield()
-        elif self._may_be_cancelled():
+        elif not self._tasks_tell or self._current_task().cancelling():
             await self._loop.checkpoint_if_cancelled()
 
     # Pings
@@ -521,6 +554,9 @@ class WebSocket(ObjectStream[str | bytes]):
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         """What `extra()` answers: anyio's SocketAttribute and TLSAttribute, as far as there is a socket and TLS."""
         return self._core.transport.attributes
+
+
+_OPCODES: dict[type, int] = {str: 1, bytes: 2}  # plain ints, as most messages are sent
 
 
 def _kind(item: object, text: bool | None) -> tuple[int, str | Buffer]:

@@ -146,6 +146,7 @@ ORDER = [
     {"websocket"},
     {"opening"},
     {"upgrade"},
+    {"attending"},
     {"client", "server"},
     {"testing"},
     {"__init__"},

@@ -6,6 +6,7 @@ import anyio
 import pytest
 
 from anyio_ws import CloseInfo, ConnectionClosed, ConnectionClosedError
+from anyio_ws.core import Core
 from anyio_ws.protocol import Opcode
 from anyio_ws.testing import RawFrame, connected_pair, raw_peer
 
@@ -153,28 +154,27 @@ async def test_a_slow_message_is_a_sign_of_life():
         assert ws.stats.pings_sent == 0
 
 
-async def test_what_waits_in_the_transport_is_read_before_the_judgement():
+async def test_what_waits_in_the_transport_is_read_before_the_judgement(monkeypatch):
     async with raw_peer(ping_interval=10, ping_timeout=5) as (_peer, ws):
         core = ws._core
         await anyio.sleep(14.5)
         polled = []
 
-        def poll():
+        def poll(_core):
             polled.append(True)
             core.get_buffer()[:1] = b"\x81"
             core.received(1)
 
-        core.poll = poll
+        monkeypatch.setattr(Core, "poll", poll)
         await anyio.sleep(1)
         assert polled == [True]
         assert ws.close_info is None
 
 
-async def test_an_end_found_before_the_judgement_is_the_cause():
+async def test_an_end_found_before_the_judgement_is_the_cause(monkeypatch):
     async with raw_peer(ping_interval=10, ping_timeout=5) as (_peer, ws):
-        core = ws._core
         await anyio.sleep(14.5)
-        core.poll = lambda: core.fail(ConnectionResetError("found by the poll"))
+        monkeypatch.setattr(Core, "poll", lambda core: core.fail(ConnectionResetError("found by the poll")))
         await anyio.sleep(1)
         assert isinstance(ws.close_info.cause, ConnectionResetError)
 
@@ -365,9 +365,9 @@ async def late_judgements(ws, times):
         await settle()
 
 
-async def test_a_late_judgement_that_could_not_look_probes_afresh_once():
+async def test_a_late_judgement_that_could_not_look_probes_afresh_once(monkeypatch):
+    monkeypatch.setattr(Core, "poll", lambda core: False)  # a stream: only its reader task can look
     async with raw_peer(ping_interval=10, ping_timeout=5) as (_peer, ws):
-        ws._core.poll = lambda: False  # a stream: only its reader task can look
         await anyio.sleep(10)
         await late_judgements(ws, 1)
         assert ws.close_info is None
@@ -376,9 +376,9 @@ async def test_a_late_judgement_that_could_not_look_probes_afresh_once():
         assert isinstance(ws.close_info.cause, TimeoutError)
 
 
-async def test_a_sign_of_life_renews_the_second_chance():
+async def test_a_sign_of_life_renews_the_second_chance(monkeypatch):
+    monkeypatch.setattr(Core, "poll", lambda core: False)
     async with raw_peer(ping_interval=10, ping_timeout=5) as (peer, ws):
-        ws._core.poll = lambda: False
         await anyio.sleep(10)
         for _ in range(5):
             await late_judgements(ws, 1)

@@ -1,6 +1,6 @@
 """Moving the bytes of an opening handshake, and handing the transport over to the connection."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import anyio
@@ -8,7 +8,8 @@ import pytest
 from anyio.streams.stapled import StapledObjectStream
 
 from anyio_ws.core import Core
-from anyio_ws.loops import Loop, open_loop
+from anyio_ws.loops import Loop, Waiter, open_loop
+from anyio_ws.loops.base import SCRATCH_SIZE
 from anyio_ws.opening import MAX_EARLY, Opening
 from anyio_ws.options import Options
 from anyio_ws.protocol import encode_frame
@@ -45,18 +46,28 @@ class Ends:
         return Core(self.transport, self.loop, options, is_client=False)
 
 
-class Flooded(MemoryTransport):
-    """Always has something to read, so that `wait` never suspends, as a socket's on trio."""
+class Ready(Waiter):
+    """There is always something to read, so that `wait` never suspends, as a socket's on trio."""
 
     waits = 0
-    full = False
 
     async def wait(self) -> None:
         self.waits += 1
         assert self.waits < 1000, "the other tasks do not get their turn"
 
-    def write(self, buffers: Sequence[Buffer]) -> int:
-        return 0 if self.full else super().write(buffers)
+    def wake(self) -> None:
+        pass
+
+
+class Flooded(MemoryTransport):
+    full = False
+
+    def __init__(self, loop: Loop) -> None:
+        super().__init__(loop)
+        self.waiter = Ready()
+
+    def write(self, data: Buffer) -> int:
+        return 0 if self.full else super().write(data)
 
 
 @asynccontextmanager
@@ -101,6 +112,24 @@ async def test_what_comes_before_the_hand_over_reaches_the_connection(ends: Ends
     await ends.peer.send(MESSAGE)
     await settle()
     assert len(core.inbox) == 3
+    core.abort()
+
+
+async def test_what_the_inbox_has_no_room_for_waits_in_the_decoder_however_much_it_is(ends: Ends) -> None:
+    await ends.peer.send(b"open\n")
+    await ends.opening.receive()
+    core = ends.core(receive_buffer_size=100)
+    count = 3 * SCRATCH_SIZE // len(MESSAGE)
+    ends.opening.hand_over(core, MESSAGE * count)
+    assert core.paused
+    received = 0
+    while core.inbox:
+        assert len(core.inbox) <= 2
+        received += len(core.inbox)
+        core.inbox.clear()
+        core.make_room(0)
+    assert received == count
+    assert not core.paused
     core.abort()
 
 
@@ -160,8 +189,7 @@ async def test_an_end_before_the_hand_over_comes_after_what_the_inbox_has_no_roo
         assert core.close_info is None
         assert list(core.inbox) == ["hello"] * 2
         core.inbox.clear()
-        core.unread = 0
-        core.make_room()
+        core.make_room(0)
     await settle()
     assert core.gone
     assert not core.inbox

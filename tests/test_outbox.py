@@ -20,7 +20,10 @@ class Transport:
         self.fails = False
         self.outbox = None
 
-    def write(self, buffers):
+    def write(self, data):
+        return self.write_vector((data,))
+
+    def write_vector(self, buffers):
         if self.fails:
             self.closed = True
             self.outbox.clear()
@@ -32,7 +35,33 @@ class Transport:
         return len(data[:limit])
 
 
+class Waiter:
+    """Waits until it is woken, however often a test goes on with the task."""
+
+    def wait(self):
+        self.woken = False
+        return self
+
+    def __await__(self):
+        while not self.woken:
+            yield
+
+    def wake(self):
+        self.woken = True
+
+
+def is_done(call):
+    """Let a call go on; say whether it has returned."""
+    try:
+        call.send(None)
+    except StopIteration:
+        return True
+    return False
+
+
 class Loop:
+    waiter = Waiter
+
     def __init__(self):
         self.soon = []
 
@@ -178,6 +207,135 @@ def test_clear_drops_everything():
     assert outbox.size == 0
 
 
+def test_what_the_transport_has_taken_is_counted_in_all_ways_of_sending():
+    outbox, transport, _ = make(3, 2, 1, 0, 5, limit=2**20)
+    outbox.write(b"12345")
+    assert (outbox.taken, outbox.size) == (3, 2)
+    outbox.join(b"joined")
+    outbox.write_parts(b"head", b"payload")
+    for total in (5, 6, 6, 11, 22):
+        outbox.writable()
+        assert outbox.taken == len(transport.taken) == total
+        assert outbox.taken + outbox.size == 22
+    transport.limits += [5]
+    outbox.write_parts(b"head", b"payload")
+    assert (outbox.taken, outbox.size) == (27, 6)
+    outbox.clear()
+    assert (outbox.taken, outbox.size) == (33, 0)  # dropped, but it was committed
+
+
+@pytest.mark.parametrize("call", ["write", "write_parts", "join"])
+def test_newcomers_may_commit_while_less_than_the_limit_is_kept(call):
+    outbox, _, loop = make(0, 0, 1, limit=10)
+    outbox.write(b"123")
+    assert outbox.free
+    if call == "write":
+        outbox.write(b"x" * 6)
+        assert outbox.free
+        outbox.write(b"x")
+    elif call == "write_parts":
+        outbox.write_parts(b"head", b"xx")
+        assert outbox.free
+        outbox.write_parts(b"h", b"x" * 3)
+    else:
+        outbox.join(b"x" * 6)
+        assert outbox.free
+        outbox.join(b"x")
+    assert outbox.size >= 10
+    assert not outbox.free
+    outbox.flush()
+    loop.end_tick()
+    assert not outbox.free
+    outbox.writable()
+    assert outbox.free == (outbox.size < 10)
+    outbox.writable()
+    assert outbox.free == (outbox.size < 10)
+    outbox.writable()
+    assert outbox.free
+
+
+def test_one_write_that_reaches_the_limit_leaves_no_room():
+    outbox, _, _ = make(3, limit=10)
+    outbox.write(b"x" * 12)
+    assert (outbox.size, outbox.free) == (9, True)
+    outbox, _, _ = make(3, limit=10)
+    outbox.write(b"x" * 13)
+    assert (outbox.size, outbox.free) == (10, False)
+    outbox, _, _ = make(limit=10)
+    outbox.write(b"x" * 13)
+    assert (outbox.size, outbox.free) == (0, True)
+
+
+def test_newcomers_queue_behind_those_who_wait_to_commit():
+    outbox, _, _ = make(0, limit=10)
+    outbox.write(b"x" * 10)
+    first, second = outbox.turn(), outbox.turn()
+    assert not is_done(first)
+    assert not is_done(second)
+    outbox.writable()
+    assert (outbox.size, outbox.free) == (0, False)
+    assert not is_done(second)
+    assert is_done(first)
+    assert not outbox.free
+    assert is_done(second)
+    assert outbox.free
+
+
+def test_a_turn_that_is_given_up_goes_to_the_next_or_to_newcomers():
+    outbox, _, _ = make(0, limit=10)
+    outbox.write(b"x" * 10)
+    first, second = outbox.turn(), outbox.turn()
+    assert not is_done(first)
+    assert not is_done(second)
+    outbox.writable()
+    first.close()
+    assert not outbox.free
+    second.close()
+    assert outbox.free
+
+
+def test_a_turn_that_is_given_up_while_there_is_no_room_lets_nobody_in():
+    outbox, _, _ = make(0, limit=10)
+    outbox.write(b"x" * 10)
+    turn = outbox.turn()
+    assert not is_done(turn)
+    turn.close()
+    assert not outbox.free
+    outbox.writable()
+    assert outbox.free
+
+
+def test_a_turn_that_comes_at_once_lets_the_next_one_in():
+    outbox, _, _ = make(limit=10)
+    assert is_done(outbox.turn())
+    assert outbox.free
+
+
+def test_a_sender_that_waits_for_room_does_not_keep_newcomers_out():
+    outbox, _, _ = make(0, 3, limit=10)
+    outbox.write(b"x" * 12)
+    drained = outbox.drained()
+    assert not is_done(drained)
+    outbox.writable()
+    assert (outbox.size, outbox.free) == (9, True)
+    assert is_done(drained)
+
+
+def test_nobody_is_let_in_any_more_once_it_is_closed():
+    outbox, transport, _ = make(0, limit=10)
+    outbox.write(b"x" * 10)
+    turn, drained = outbox.turn(), outbox.drained()
+    assert not is_done(turn)
+    assert not is_done(drained)
+    outbox.close()
+    assert not outbox.free
+    assert is_done(turn)
+    assert is_done(drained)
+    outbox.writable()
+    assert transport.taken == b"x" * 10
+    assert not outbox.free
+
+
 @given(
     actions=st.lists(
         st.tuples(st.sampled_from(["write", "join", "parts", "tick", "writable", "flush"]), st.integers(1, 50)),
@@ -206,6 +364,8 @@ def test_any_transport_gets_everything_once_and_in_order(actions, limits):
         else:
             outbox.writable()
         assert outbox.size == len(expected) - len(transport.taken)
+        assert outbox.taken == len(transport.taken)
+        assert outbox.free == (outbox.size < 100)
     while outbox.size:
         outbox.writable()
     assert transport.taken == expected

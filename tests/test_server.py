@@ -32,8 +32,10 @@ from anyio_ws import (
     serve,
 )
 from anyio_ws.loops import open_loop
+from anyio_ws.protocol import encode_frame
 from anyio_ws.tasks import Tasks
 from anyio_ws.testing import MemoryServer, RawPeer
+from anyio_ws.upgrade import REFUSED_SECONDS
 
 UPGRADE = (
     b"GET /chat HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -561,6 +563,65 @@ async def test_a_slow_handshake_is_dropped_after_open_timeout(caplog: pytest.Log
     assert "open_timeout=5 s" in caplog.messages[0]
 
 
+@pytest.mark.virtual_time
+async def test_open_timeout_none_waits() -> None:
+    async with MemoryServer(echo, open_timeout=None) as server, dial(server) as peer:
+        await anyio.sleep(3600)
+        await opened(peer)
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("swallows", [False, True])
+async def test_open_timeout_cancels_process_request(swallows: bool, caplog: pytest.LogCaptureFixture) -> None:
+    async def process_request(request: Request) -> None:
+        try:
+            await anyio.sleep_forever()
+        except anyio.get_cancelled_exc_class():
+            if not swallows:
+                raise
+
+    caplog.set_level(logging.INFO, "anyio_ws.server")
+    async with MemoryServer(echo, process_request=process_request, open_timeout=5) as server, dial(server) as peer:
+        started = anyio.current_time()
+        await peer.send(UPGRADE + b"\r\n")
+        assert await peer.receive_eof() == b""
+        assert anyio.current_time() - started == pytest.approx(5, abs=0.1)
+        await settle()
+        assert server.stats == ServerStats(accepted=0, rejected=1, open=0)
+    assert "open_timeout=5 s" in caplog.messages[0]
+    assert errors(caplog) == []
+
+
+@pytest.mark.virtual_time
+async def test_what_process_request_raises_after_open_timeout_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def process_request(request: Request) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise KeyError("in the cleanup")
+
+    async with MemoryServer(echo, process_request=process_request, open_timeout=5) as server, dial(server) as peer:
+        await peer.send(UPGRADE + b"\r\n")
+        assert await peer.receive_eof() == b""
+        await settle()
+        assert server.stats.rejected == 1
+    assert errors(caplog) == ["process_request failed"]
+
+
+@pytest.mark.virtual_time
+async def test_open_timeout_counts_the_refusal_too(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "anyio_ws.server")
+    async with MemoryServer(echo, open_timeout=0.5) as server, dial(server) as peer:
+        started = anyio.current_time()
+        await peer.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+        assert (await head(peer)).startswith(b"HTTP/1.1 426 ")
+        await anyio.sleep(0.6)  # it does not close
+        await settle()
+        assert server.stats.rejected == 1
+        assert anyio.current_time() - started < REFUSED_SECONDS
+    assert "open_timeout=0.5 s" in caplog.messages[0]
+
+
 async def test_a_connection_that_dies_before_its_handshake_is_one_info_line(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "anyio_ws.server")
     async with MemoryServer(echo) as server:
@@ -961,6 +1022,69 @@ async def test_a_server_that_was_left_refuses_connections() -> None:
     assert info.value.errno == errno.ECONNREFUSED
 
 
+@pytest.mark.virtual_time
+async def test_a_cancellation_around_the_server_reaches_the_handlers_although_its_body_goes_on() -> None:
+    cancelled = anyio.Event()
+
+    async def handler(ws: WebSocket) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            cancelled.set()
+
+    async with AsyncPeer() as peer, AsyncPeer() as newcomer:
+        with anyio.CancelScope() as scope:
+            async with MemoryServer(handler) as server:
+                with anyio.CancelScope(shield=True):
+                    await opened(await peer.dial(server))
+                    scope.cancel()
+                    await cancelled.wait()
+                    assert (await peer.raw.receive_frame()).payload == b"\x03\xe9"
+                    assert await (await newcomer.dial(server)).receive_eof() == b""
+        assert scope.cancelled_caught
+
+
+@pytest.mark.loops("asyncio", "uvloop")
+async def test_a_native_cancellation_of_a_handler_says_1001_and_reaches_nobody_else() -> None:
+    import asyncio
+
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def handler(ws: WebSocket) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.append(task)
+        await anyio.sleep_forever()
+
+    async with MemoryServer(handler) as server, server.connect() as one, server.connect() as other:
+        tasks[0].cancel()
+        assert (await one.wait_closed()).code == 1001
+        await settle()
+        assert server.connections
+        assert other.close_info is None
+
+
+async def test_a_handler_may_use_scopes_groups_and_threads() -> None:
+    results: list[object] = []
+
+    async def wait(task_status: anyio.abc.TaskStatus[str]) -> None:
+        task_status.started("started")
+        await anyio.sleep_forever()
+
+    async def handler(ws: WebSocket) -> None:
+        async with anyio.create_task_group() as group:
+            results.append(await group.start(wait))
+            results.append(await anyio.to_thread.run_sync(str, 5))
+            group.cancel_scope.cancel()
+        with anyio.move_on_after(0) as scope:
+            await anyio.sleep_forever()
+        results.append(scope.cancelled_caught)
+
+    async with MemoryServer(handler) as server, server.connect() as ws:
+        assert (await ws.wait_closed()).code == 1000
+    assert results == ["started", "5", True]
+
+
 # drain
 
 
@@ -1043,6 +1167,28 @@ async def test_drain_ends_soon_after_grace_although_peers_are_stuck() -> None:
         started = anyio.current_time()
         await server.drain(grace=3)
         assert anyio.current_time() - started <= 4.1
+
+
+@pytest.mark.virtual_time
+async def test_a_closing_handshake_may_go_on_for_a_second_after_grace() -> None:
+    ended = anyio.Event()
+
+    async def handler(ws: WebSocket) -> None:
+        await ended.wait()
+
+    async with MemoryServer(handler) as server, dial(server) as peer, anyio.create_task_group() as group:
+        await opened(peer)
+        group.start_soon(partial(server.drain, grace=3))
+        await settle()
+        ended.set()
+        await anyio.sleep(3.5)
+        assert not server._closed.is_set()
+        assert (await peer.receive_frame()).payload == b"\x03\xe9"
+        await peer.send(encode_frame(8, b"\x03\xe9", b"mask"))
+        assert await peer.receive_eof() == b""
+        peer.close()
+        await settle()
+        assert server._closed.is_set()
 
 
 @pytest.mark.virtual_time

@@ -207,7 +207,7 @@ class Pipe:
 
 async def test_what_is_written_arrives_in_a_later_tick():
     async with Pipe() as (one, two):
-        assert one.write((b"12", b"345")) == 5
+        assert one.write_vector((b"12", b"345")) == 5
         assert two.receiver.events == []
         await settle()
         assert two.receiver.events == [b"12", b"345"]
@@ -216,8 +216,8 @@ async def test_what_is_written_arrives_in_a_later_tick():
 async def test_a_full_pipe_takes_no_more_until_it_was_read():
     async with Pipe() as (one, two):
         two.pause()
-        assert one.write((bytes(CAPACITY), b"more")) == CAPACITY
-        assert one.write((b"more",)) == 0
+        assert one.write_vector((bytes(CAPACITY), b"more")) == CAPACITY
+        assert one.write(b"more") == 0
         await settle()
         assert one.receiver.events == []
         two.resume()
@@ -227,11 +227,11 @@ async def test_a_full_pipe_takes_no_more_until_it_was_read():
 
 async def test_a_shut_down_pipe_still_carries_the_other_direction():
     async with Pipe() as (one, two):
-        one.write((b"last",))
+        one.write(b"last")
         one.shutdown()
         await settle()
         assert two.receiver.events == [b"last", "eof"]
-        two.write((b"reply",))
+        two.write(b"reply")
         await settle()
         assert one.receiver.events == [b"reply"]
 
@@ -239,14 +239,14 @@ async def test_a_shut_down_pipe_still_carries_the_other_direction():
 async def test_closing_is_idempotent_and_closing_with_unread_bytes_is_a_reset():
     async with Pipe() as (one, two):
         one.pause()
-        two.write((b"unread",))
+        two.write(b"unread")
         await settle()
         one.close()
         one.close()
         one.abort()
         await settle()
         assert two.receiver.events == ["ConnectionResetError"]
-        assert two.write((b"x",)) == 0
+        assert two.write(b"x") == 0
         one.poll()
         assert one.receiver.events == []
 
@@ -254,7 +254,7 @@ async def test_closing_is_idempotent_and_closing_with_unread_bytes_is_a_reset():
 async def test_a_poll_delivers_what_is_there():
     async with Pipe() as (one, two):
         await settle()
-        one.write((b"x",))
+        one.write(b"x")
         two.poll()
         assert two.receiver.events == [b"x"]
         assert one.attributes == {}

@@ -161,6 +161,18 @@ async def test_flush_sends_what_was_joined():
         assert ws._outbox.size == 0
 
 
+async def test_flush_waits_while_as_much_as_the_limit_is_not_sent():
+    async with raw_peer() as (peer, ws), anyio.create_task_group() as tg:
+        _calls, sent = await fill(peer, ws, tg)
+        call = Call(tg, ws.flush)
+        await settle()
+        assert not call.done
+        peer.resume()
+        for message in sent:
+            assert (await peer.receive_frame()).payload == message
+        await call.wait()
+
+
 async def test_flush_of_an_ended_connection_raises():
     async with connected_pair() as (client, _server):
         await client.aclose()
@@ -210,9 +222,13 @@ class Spy:
     def __getattr__(self, name):
         return getattr(self._transport, name)
 
-    def write(self, buffers):
+    def write(self, data):
+        self._writes.append(len(data))
+        return self._transport.write(data)
+
+    def write_vector(self, buffers):
         self._writes.append(sum(map(len, buffers)))
-        return self._transport.write(buffers)
+        return self._transport.write_vector(buffers)
 
 
 async def test_send_many_waits_at_write_buffer_size():
@@ -315,6 +331,136 @@ async def test_an_inbox_that_is_full_stops_reading_and_goes_on_when_half_of_it_i
         assert [await server.receive() for _ in range(95)] == messages[5:]
 
 
+async def test_a_slow_consumer_that_never_empties_its_inbox_is_not_paused_while_there_is_room():
+    async with raw_peer(receive_buffer_size=1000) as (peer, ws):
+        core = ws._core
+        messages = [bytes([i]) * 36 for i in range(200)]  # each counts 100
+        frames = [encode_frame(BINARY, message, b"mask") for message in messages]
+        await peer.send(b"".join(frames[:2]))
+        await settle()
+        for i in range(2, 100, 7):  # seven in one chunk, although the room that was last counted is for fewer
+            await peer.send(b"".join(frames[i : i + 7]))
+            await settle()
+            assert len(core.inbox) == 9
+            assert not core.paused
+            assert [await ws.receive() for _ in range(7)] == messages[i - 2 : i + 5]
+        following = i + 7
+        for i in range(following, 200):
+            await peer.send(frames[i])
+            await settle()
+            assert len(core.inbox) == 3
+            assert not core.paused
+            assert await ws.receive() == messages[i - 2]
+
+
+@given(
+    actions=st.lists(
+        st.lists(st.text(max_size=200) | st.binary(max_size=200) | st.just(b"x" * 5000), max_size=8)
+        | st.integers(1, 8),
+        max_size=30,
+    ),
+    limit=st.sampled_from([1, 64, 65, 300, 1000, 2000]),
+)
+async def test_reading_pauses_when_the_inbox_is_full_and_goes_on_when_half_of_it_is_free(actions, limit):
+    async with raw_peer(receive_buffer_size=limit) as (peer, ws), anyio.create_task_group() as tg:
+        waiting, inbox, paused = [], [], False  # what must be
+
+        def unread():
+            return sum(len(message) + 64 for message in inbox)
+
+        for action in actions:
+            if isinstance(action, list):
+                waiting += action
+                frames = [encode_frame(TEXT if type(item) is str else BINARY, item, b"mask") for item in action]
+                Call(tg, peer.send, b"".join(frames))
+            else:
+                for _ in range(min(action, len(inbox))):
+                    received = await ws.receive()
+                    expected = inbox.pop(0)
+                    assert (type(received), received) == (type(expected), expected)
+                    await settle()
+                    if paused and 2 * (limit - unread()) >= limit:
+                        paused = False
+                    while waiting and not paused:
+                        inbox.append(waiting.pop(0))
+                        paused = unread() >= limit
+            await settle()
+            while waiting and not paused:
+                inbox.append(waiting.pop(0))
+                paused = unread() >= limit
+            assert ws._core.inbox == inbox[::-1]
+            assert ws._core.paused == paused
+        tg.cancel_scope.cancel()
+
+
+class Reads:
+    """Lets a test be the transport: what it says has been read, in the middle of a tick."""
+
+    def __init__(self, ws):
+        self._core = ws._core
+
+    def __call__(self, data):
+        self._core.get_buffer()[: len(data)] = data
+        self._core.received(len(data))
+
+
+async def test_one_message_that_somebody_waits_for_does_not_pause_reading_however_large_it_is():
+    async with raw_peer(receive_buffer_size=1000) as (_peer, ws), anyio.create_task_group() as tg:
+        read = Reads(ws)
+        for _ in range(3):
+            call = Call(tg, ws.receive)
+            await settle()
+            read(encode_frame(BINARY, bytes(5000), b"mask"))
+            assert not ws._core.paused
+            assert await call.wait() == bytes(5000)
+            assert not ws._core.paused
+
+
+async def test_two_messages_are_too_many_for_a_full_inbox_although_somebody_waits():
+    async with raw_peer(receive_buffer_size=1000) as (_peer, ws), anyio.create_task_group() as tg:
+        call = Call(tg, ws.receive)
+        await settle()
+        Reads(ws)(encode_frame(BINARY, bytes(500), b"mask") * 2)
+        assert ws._core.paused
+        await call.wait()
+        assert ws._core.paused  # not half of it is free
+        await ws.receive()
+        assert not ws._core.paused
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+async def test_the_next_read_pauses_if_the_one_who_waited_has_not_taken_the_message(cancel):
+    async with raw_peer(receive_buffer_size=1000) as (_peer, ws), anyio.create_task_group() as tg:
+        read = Reads(ws)
+        call = Call(tg, ws.receive)
+        await settle()
+        if cancel:
+            call.cancel()
+        read(encode_frame(BINARY, bytes(5000), b"mask"))
+        assert not ws._core.paused
+        if cancel:
+            await settle()
+            assert call.cancelled
+        read(encode_frame(TEXT, "next", b"mask") * 2)
+        assert ws._core.paused
+        assert list(ws._core.inbox) == [bytes(5000)]
+        received = [await ws.receive() for _ in range(3)] if cancel else [await call.wait(), *await ws.receive_many()]
+        assert received == [bytes(5000), "next", "next"]
+        assert not ws._core.paused
+
+
+async def test_receive_many_empties_a_full_inbox_and_lets_reading_go_on():
+    async with raw_peer(receive_buffer_size=1000) as (peer, ws):
+        messages = [bytes([i]) * 36 for i in range(25)]
+        await peer.send(b"".join(encode_frame(BINARY, message, b"mask") for message in messages))
+        await settle()
+        assert ws._core.paused
+        assert await ws.receive_many() == messages[:10]
+        await settle()
+        assert ws._core.inbox == messages[10:20][::-1]
+        assert ws._core.paused
+
+
 @given(
     messages=st.lists(st.text(max_size=300) | st.binary(max_size=300), max_size=20),
     receive_buffer_size=st.integers(1, 2000),
@@ -371,10 +517,9 @@ async def test_a_second_receiver_is_refused_even_if_a_message_is_there():
         await settle()
         core = ws._core
         core.inbox.append("arrived, and the first receiver was not scheduled yet")
-        core.unread += 117
         with pytest.raises(anyio.BusyResourceError):
             await ws.receive()
-        core.transport.wake()
+        core.waiter.wake()
         assert (await first.wait()).startswith("arrived")
 
 

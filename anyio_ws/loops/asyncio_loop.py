@@ -5,25 +5,30 @@ The loop itself watches the sockets (`add_reader`, `add_writer`), so there are n
 
 import asyncio
 import socket
-from collections.abc import Callable
-from time import monotonic
+from collections.abc import Callable, Coroutine
+from time import monotonic, perf_counter
 from typing import Any
 
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
-from .base import Budget, Loop, Readiness, Spawn, Waiter
-
-_current_task = asyncio.current_task
+from .base import BUDGET_CALLS, Budget, Loop, Readiness, Spawn, Waiter
 
 
 class AsyncioLoop(Loop):
+    # Non-zero exactly where anyio, or a native cancel(), has delivered a cancellation. (A scope that this very task has
+    # cancelled is noticed at its next suspension.)
+    tasks_tell = True
+
     def __init__(self, native: asyncio.AbstractEventLoop, budget: Budget, spawn: Spawn) -> None:
-        # The same clock, but uvloop reads it once per tick, to a millisecond: too coarse for a round-trip time.
-        coarse = type(native).__module__.partition(".")[0] == "uvloop"
+        # Most loops only call it. uvloop reads it once per tick, to a millisecond: too coarse for a round-trip time.
+        is_monotonic = (
+            type(native).time is asyncio.BaseEventLoop.time or type(native).__module__.partition(".")[0] == "uvloop"
+        )
         super().__init__(
             budget,
             spawn,
-            time=monotonic if coarse else native.time,
+            time=monotonic if is_monotonic else native.time,
+            current_task=asyncio.current_task,
             checkpoint=checkpoint,
             checkpoint_if_cancelled=checkpoint_if_cancelled,
         )
@@ -34,20 +39,15 @@ class AsyncioLoop(Loop):
         return AsyncioWaiter(self.native, self.budget)
 
     def readiness(
-        self, sock: socket.socket, readable: Callable[[], bool], writable: Callable[[], None]
+        self, sock: socket.socket, readable: Callable[[], int], writable: Callable[[], None]
     ) -> "AsyncioReadiness":
         return AsyncioReadiness(self, sock, readable, writable)
-
-    def current_task(self) -> object:
-        return _current_task()
 
     def task_name(self, task: asyncio.Task[Any]) -> str:
         return task.get_name()
 
-    def may_be_cancelled(self) -> int:
-        # Non-zero exactly where anyio, or a native cancel(), has delivered a cancellation; anyio's own check costs
-        # ten times as much. (A scope that this very task has cancelled is noticed at its next suspension.)
-        return _current_task().cancelling()  # type: ignore[union-attr]
+    def start_task(self, function: Callable[..., Coroutine[Any, Any, object]], *args: Any) -> None:
+        self.native.create_task(function(*args))
 
     def close(self) -> None:
         self._timers.clear()
@@ -79,30 +79,30 @@ class AsyncioWaiter(Waiter):
         self._budget = budget
         self._future: asyncio.Future[Any] | None = None
 
-    async def wait(self) -> None:
-        self._future = self._native.create_future()
-        try:
-            await self._future
-        finally:
-            self._future = None
-        self._budget.renew()
+    def wait(self) -> "asyncio.Future[None]":
+        future = self._future = self._native.create_future()
+        return future
 
     def wake(self) -> None:
         future = self._future
         if future is not None and not future.done():
             future.set_result(None)
+            budget = self._budget  # is renewed here and by hand, so that `wait` needs no coroutine of its own
+            budget.receives = budget.sends = BUDGET_CALLS
+            budget.since = perf_counter()
 
 
 class AsyncioReadiness(AsyncioWaiter, Readiness):
     """The loop calls `readable` whenever the socket is, unless paused: whoever waits is woken by what was read."""
 
-    __slots__ = ("_reading", "_sock", "_writable", "_writing", "_readable")
+    __slots__ = ("_fd", "_readable", "_reading", "_writable", "_writing")
 
     def __init__(
-        self, loop: AsyncioLoop, sock: socket.socket, readable: Callable[[], bool], writable: Callable[[], None]
+        self, loop: AsyncioLoop, sock: socket.socket, readable: Callable[[], int], writable: Callable[[], None]
     ) -> None:
         super().__init__(loop.native, loop.budget)
-        self._sock = sock
+        # Given the socket itself, asyncio makes a KeyError with its repr, which asks the system for both addresses.
+        self._fd = sock.fileno()
         self._readable = readable
         self._writable = writable
         self._reading = self._writing = False
@@ -113,12 +113,12 @@ class AsyncioReadiness(AsyncioWaiter, Readiness):
     def pause(self) -> None:
         if self._reading:
             self._reading = False
-            self._native.remove_reader(self._sock)
+            self._native.remove_reader(self._fd)
 
     def resume(self) -> None:
         if not self._reading:
             self._reading = True
-            self._native.add_reader(self._sock, self._readable)
+            self._native.add_reader(self._fd, self._readable)
 
     def watch(self) -> None:
         pass  # the loop always watches
@@ -126,12 +126,12 @@ class AsyncioReadiness(AsyncioWaiter, Readiness):
     def want_write(self) -> None:
         if not self._writing:
             self._writing = True
-            self._native.add_writer(self._sock, self._writable)
+            self._native.add_writer(self._fd, self._writable)
 
     def write_done(self) -> None:
         if self._writing:
             self._writing = False
-            self._native.remove_writer(self._sock)
+            self._native.remove_writer(self._fd)
 
     def close(self) -> None:
         self.pause()

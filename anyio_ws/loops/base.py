@@ -14,15 +14,16 @@ import logging
 import math
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from time import perf_counter
 from typing import Any, Protocol
 
-SCRATCH_SIZE = 65536
-"""Bytes read from a socket at once. Larger blocks make glibc map and unmap memory for each read."""
+SCRATCH_SIZE = 131072
+"""Bytes read from a socket at once, into memory that all sockets share: new memory of this size would be mapped and
+unmapped for each read. A message of 64 KiB, the most usual size of large ones, fits in with its header."""
 
 BUDGET_CALLS = 64
-"""Calls in a row that may complete without yielding; a checkpoint for each would be most of its cost."""
+"""Calls of a kind in a row that may complete without yielding; a checkpoint for each would be most of its cost."""
 
 BUDGET_SECONDS = 0.001
 """Seconds of such calls, for calls (or handlers) that are slow."""
@@ -42,13 +43,15 @@ class Spawn(Protocol):
 class Budget:
     """How many calls may still complete before one must yield, for all connections of an event loop.
 
-    `send`, `receive` and `ping` do, inline because it is the hottest path:
+    Whoever sends or pings does, inline because it is the hottest path (and whoever receives likewise):
 
-        budget.calls -= 1
-        if not budget.calls & 7 and budget.exhausted(): ...
+        budget.sends -= 1
+        if not budget.sends & 7 and budget.exhausted(): ...
+
+    The two are counted apart, so that an echo of as many messages as there may be calls is not cut in two.
     """
 
-    __slots__ = ("calls", "scratch", "since", "stall_ended")
+    __slots__ = ("receives", "scratch", "sends", "since", "stall_ended")
 
     def __init__(self) -> None:
         self.scratch: memoryview = memoryview(bytearray(SCRATCH_SIZE))  # every socket of the loop reads into it
@@ -57,11 +60,12 @@ class Budget:
 
     def renew(self) -> None:
         """A task that called us was really suspended: the others had their turn."""
-        self.calls: int = BUDGET_CALLS
+        self.receives: int = BUDGET_CALLS
+        self.sends: int = BUDGET_CALLS
         self.since: float = perf_counter()
 
     def exhausted(self) -> bool:
-        return self.calls <= 0 or perf_counter() - self.since > BUDGET_SECONDS
+        return self.receives <= 0 or self.sends <= 0 or perf_counter() - self.since > BUDGET_SECONDS
 
 
 class Waiter(ABC):
@@ -70,17 +74,18 @@ class Waiter(ABC):
     __slots__ = ()
 
     @abstractmethod
-    async def wait(self) -> None: ...
+    def wait(self) -> Awaitable[None]:
+        """Wait for `wake()`; to be awaited at once. The budget is renewed if the task was suspended."""
 
     @abstractmethod
     def wake(self) -> None: ...
 
 
-class Readiness(ABC):
+class Readiness(Waiter):
     """Who waits for a socket. At any time at most one party waits for it to become readable.
 
-    It calls `readable() -> bool`, which makes one attempt to read and returns False if it would have blocked, and
-    `writable()`, after `want_write()`, until `write_done()`.
+    It calls `readable() -> int`, which makes one attempt to read and returns how many bytes there were, and
+    `writable()`, after `want_write()`, until `write_done()`. `wait()` also returns when something was read.
     """
 
     __slots__ = ()
@@ -94,13 +99,6 @@ class Readiness(ABC):
 
     @abstractmethod
     def resume(self) -> None: ...
-
-    @abstractmethod
-    async def wait(self) -> None:
-        """Wait until something was read, or `wake()`."""
-
-    @abstractmethod
-    def wake(self) -> None: ...
 
     @abstractmethod
     def watch(self) -> None:
@@ -148,9 +146,14 @@ class Loop(ABC):
         budget: shared by all owners on the event loop.
         spawn: starts a background task of the owner.
         time: the loop's clock in seconds; virtual in tests.
+        current_task: the running task.
         checkpoint: yields to the other tasks, and raises if the caller is cancelled.
         checkpoint_if_cancelled: only the latter.
+        tasks_tell: whether `current_task().cancelling()` being zero means that `checkpoint_if_cancelled` would do
+            nothing. It costs a tenth of that, and is looked at once per message.
     """
+
+    tasks_tell: bool
 
     def __init__(
         self,
@@ -158,12 +161,14 @@ class Loop(ABC):
         spawn: Spawn,
         *,
         time: Callable[[], float],
+        current_task: Callable[[], Any],
         checkpoint: Callable[[], Awaitable[None]],
         checkpoint_if_cancelled: Callable[[], Awaitable[None]],
     ) -> None:
         self.budget = budget
         self.spawn = spawn
         self.time = time
+        self.current_task = current_task
         self.checkpoint = checkpoint
         self.checkpoint_if_cancelled = checkpoint_if_cancelled
         self._timers: list[Timer] = []
@@ -175,18 +180,20 @@ class Loop(ABC):
 
     @abstractmethod
     def readiness(
-        self, sock: socket.socket, readable: Callable[[], bool], writable: Callable[[], None]
+        self, sock: socket.socket, readable: Callable[[], int], writable: Callable[[], None]
     ) -> Readiness: ...
-
-    @abstractmethod
-    def current_task(self) -> object: ...
 
     @abstractmethod
     def task_name(self, task: Any) -> str: ...
 
     @abstractmethod
-    def may_be_cancelled(self) -> int:
-        """Zero if `checkpoint_if_cancelled` surely would do nothing. It is called once per message."""
+    def start_task(self, function: Callable[..., Coroutine[Any, Any, object]], *args: Any) -> None:
+        """Start a task that costs as little as can be, for those of which there are many.
+
+        It is no child of a task group: no cancellation around the owner reaches it, and nobody waits for its end. The
+        owner sees to both before it leaves, and keeps a reference to the task (`current_task`) until then. The function
+        raises nothing but a cancellation.
+        """
 
     @abstractmethod
     def close(self) -> None:

@@ -15,7 +15,7 @@ that a clock with autojump can settle.
 
 import math
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import trio
@@ -32,7 +32,7 @@ from trio.lowlevel import (
     wait_writable,
 )
 
-from .base import Budget, Loop, Readiness, Spawn, Waiter
+from .base import SCRATCH_SIZE, Budget, Loop, Readiness, Spawn, Waiter
 
 WATCH_DELAY = 0.02
 """Seconds without a reader before a watcher starts: handlers that are only busy for a moment do not need one."""
@@ -61,11 +61,14 @@ class TrioWaiter(Waiter):
 
 
 class TrioLoop(Loop):
+    tasks_tell = False
+
     def __init__(self, budget: Budget, spawn: Spawn) -> None:
         super().__init__(
             budget,
             spawn,
             time=trio.current_time,
+            current_task=current_task,
             checkpoint=checkpoint,
             checkpoint_if_cancelled=checkpoint_if_cancelled,
         )
@@ -74,24 +77,31 @@ class TrioLoop(Loop):
         self._timers_due = math.inf
         self._alarm = trio.CancelScope()  # its deadline ends the caretaker's sleep
         self._parking = TrioWaiter(budget)
+        self._hosting = False  # a task is there, or is about to be, for
+        self._nursery: trio.Nursery | None = None  # of the tasks of which there are many
         spawn(self._caretake)
 
     def waiter(self) -> TrioWaiter:
         return TrioWaiter(self.budget)
 
     def readiness(
-        self, sock: socket.socket, readable: Callable[[], bool], writable: Callable[[], None]
+        self, sock: socket.socket, readable: Callable[[], int], writable: Callable[[], None]
     ) -> "TrioReadiness":
         return TrioReadiness(self, sock, readable, writable)
-
-    def current_task(self) -> Task:
-        return current_task()
 
     def task_name(self, task: Task) -> str:
         return task.name
 
-    def may_be_cancelled(self) -> int:
-        return 1
+    def start_task(self, function: Callable[..., Coroutine[Any, Any, object]], *args: Any) -> None:
+        if not self._hosting:
+            self._hosting = True
+            self.spawn(self._host)
+        start = self.spawn if self._nursery is None else self._nursery.start_soon
+        start(function, *args)
+
+    async def _host(self) -> None:
+        async with trio.open_nursery() as self._nursery:
+            await trio.sleep_forever()
 
     def close(self) -> None:
         self._timers.clear()
@@ -137,6 +147,7 @@ class TrioReadiness(Readiness):
     __slots__ = (
         "_flagged",
         "_loop",
+        "_more",
         "_readable",
         "_reader",
         "_reading",
@@ -150,10 +161,10 @@ class TrioReadiness(Readiness):
     )
 
     def __init__(
-        self, loop: TrioLoop, sock: socket.socket, readable: Callable[[], bool], writable: Callable[[], None]
+        self, loop: TrioLoop, sock: socket.socket, readable: Callable[[], int], writable: Callable[[], None]
     ) -> None:
         self._loop = loop
-        self._sock = sock
+        self._sock = sock.fileno()
         self._readable = readable
         self._writable = writable
         self._receiver = TrioWaiter(loop.budget)  # a receiver that waits for the watcher to hand over
@@ -162,6 +173,7 @@ class TrioReadiness(Readiness):
         self._reader = False  # a receiver or a watcher waits for the socket, or a watcher is about to
         self._waiting = False  # the receiver does
         self._flagged = False
+        self._more = False  # the last read left something in the socket
         self._writing = False
         self._writer = False  # its task is there; it may still be on its way out when it is wanted again
 
@@ -176,7 +188,7 @@ class TrioReadiness(Readiness):
         self._left()
 
     def close(self) -> None:
-        self._reading = self._writing = False
+        self._reading = self._writing = self._waiting = False
         notify_closing(self._sock)
         self._receiver.wake()
 
@@ -187,7 +199,15 @@ class TrioReadiness(Readiness):
                 await self._receiver.wait()
             finally:
                 self._wanted -= 1
-        elif not self._readable():
+            return
+        budget = self._loop.budget
+        if self._more:
+            budget.receives -= 1
+            if budget.exhausted():  # a peer that sends, perhaps only control frames, as fast as it can
+                await checkpoint()
+                budget.renew()
+        else:
+            # Most of the time nothing can be here yet: an attempt would cost a system call and an exception.
             self._reader = self._waiting = True
             try:
                 await wait_readable(self._sock)
@@ -196,9 +216,9 @@ class TrioReadiness(Readiness):
             finally:
                 self._reader = self._waiting = False
                 self._left()
-            self._loop.budget.renew()
-            if self._reading:
-                self._readable()
+            budget.renew()
+        if self._reading:
+            self._more = self._readable() >= SCRATCH_SIZE
 
     def wake(self) -> None:
         if self._waiting:

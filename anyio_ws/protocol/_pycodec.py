@@ -175,6 +175,10 @@ class MaskingKeys:
         self._offset = offset + 4
         return self._pool[offset : offset + 4]
 
+    def encode_frame(self, opcode: int, payload: str | Buffer, fin: bool = True, /) -> bytes:
+        """Encode a frame as the function does, masked with the next key."""
+        return encode_frame(opcode, payload, self.next(), fin)
+
 
 # Decoding
 
@@ -190,11 +194,17 @@ class Decoder:
         max_size: bytes of payload that a message may have; None means no limit.
         on_control: called with the opcode and the payload of each control frame. It must neither raise nor call the
             decoder.
+        on_error: called with what `error` was set to, by the same rules.
+        scratch: memory for what `get_buffer` has no better place for; decoders that are never filled at the same time
+            may share it.
 
     Attributes:
+        room: what the messages of the latest call have left of its `room`.
         pending: whether something was held back because the caller had no room. ``feed(b"", room)`` goes on with it.
         error: the first violation of the protocol or of max_size, or None.
         closed: whether a Close frame was decoded.
+        fed: bytes that have been fed.
+        messages: those that have been returned.
         fragments: data frames that did not end their message.
 
     RFC 6455 §5, §6.2, §8.1.
@@ -216,24 +226,42 @@ class Decoder:
         "_message",
         "_offset",
         "_on_control",
+        "_on_error",
+        "_scratch",
         "_short",
         "_size",
         "_view",
         "closed",
         "error",
+        "fed",
         "fragments",
+        "messages",
         "pending",
+        "room",
     )
 
-    def __init__(self, *, is_client: bool, max_size: int | None, on_control: Callable[[int, bytes], None]) -> None:
+    def __init__(
+        self,
+        *,
+        is_client: bool,
+        max_size: int | None,
+        on_control: Callable[[int, bytes], None],
+        on_error: Callable[[ProtocolError], None] | None = None,
+        scratch: memoryview | None = None,
+    ) -> None:
         self._is_client = is_client
         self._max_size = sys.maxsize if max_size is None else max_size
         self._on_control = on_control
+        self._on_error = on_error
+        self._scratch = scratch
 
         # The outcome.
+        self.room: int = sys.maxsize
         self.pending: bool = False
         self.error: ProtocolError | None = None
         self.closed: bool = False
+        self.fed: int = 0
+        self.messages: int = 0
         self.fragments: int = 0
         self._ended = False
 
@@ -272,6 +300,8 @@ class Decoder:
             The messages that were completed.
         """
         messages: list[str | bytes] = []
+        self.room = room
+        self.fed += len(data)
         if self._ended:
             return messages
         if type(data) is not bytes:
@@ -333,11 +363,14 @@ class Decoder:
                     text = payload.decode()
                 except UnicodeDecodeError as exc:
                     self._fail(not_utf8("text message", exc))
-                    return messages
+                    pos = end
+                    break
                 messages.append(text)
                 room -= len(text) + MESSAGE_OVERHEAD
             pos = stop
 
+        self.messages += len(messages)
+        self.room = room
         if pos == end:
             self._held = b""
         elif room > 0:
@@ -350,15 +383,15 @@ class Decoder:
         return messages
 
     def get_buffer(self) -> memoryview | None:
-        """Lend the memory of the message, so that the socket can write a large payload where it belongs.
+        """Return where the next bytes are to be read: for a large payload, the memory of the message itself.
 
         Returns:
-            Where the next bytes belong, to be filled from its beginning and reported with ``filled``, or None if they
-            are to be read elsewhere and given to ``feed``. It is valid until the next call of either; slices of it must
-            be gone by then.
+            Memory to be filled from its beginning and reported with ``filled``: lent by the message, or else the
+            scratch; None if there is none, which leaves ``feed``. It is valid until the next call of either; slices of
+            what is lent must be gone by then.
         """
         if not self._in_payload or self._left < _LEND_FROM or self.pending:
-            return None
+            return self._scratch
         if self._view is None:
             size = self._size
             if len(self._message) - size < _LEND_FROM:
@@ -369,7 +402,7 @@ class Decoder:
         return self._view
 
     def filled(self, count: int, room: int = sys.maxsize, /) -> list[str | bytes]:
-        """Decode what has arrived in the memory that ``get_buffer`` lent.
+        """Decode what has arrived in the memory that ``get_buffer`` returned.
 
         Args:
             count: bytes that have been written to it.
@@ -378,7 +411,11 @@ class Decoder:
         Returns:
             The messages that were completed, at most one.
         """
+        if self._view is None:
+            assert self._scratch is not None
+            return self.feed(self._scratch[:count], room)
         self._release_view()
+        self.fed += count
         if self._key:
             _mask_part(self._message, self._size, self._size + count, self._key)
         self._arrived(count)
@@ -515,6 +552,8 @@ class Decoder:
     def _fail(self, error: ProtocolError) -> None:
         self.error = error
         self._end()
+        if self._on_error is not None:
+            self._on_error(error)
 
     def _end(self) -> None:
         """Decode nothing more, and let go of what there is."""

@@ -14,6 +14,7 @@ it is read. The caller then fails the connection (§7.1.7) with `send_close(erro
 """
 
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 from .exceptions import ProtocolError
@@ -42,8 +43,14 @@ class Connection:
     Args:
         is_client: which side we are: a client masks and expects unmasked frames, a server the reverse (§5.1).
         max_size: the largest message accepted, in bytes; None for no limit.
+        scratch: memory to read into, for `get_buffer`; connections that are never filled at the same time may share it.
 
     Attributes:
+        get_buffer: returns the memory to read into: for a large payload that of the message itself, else the scratch
+            (None without one, which leaves `feed`). What was read is reported with `filled`.
+        decoder: what `feed` and `filled` decode with. A caller that discards what comes after our Close by itself may
+            use it directly.
+        encode: called with an opcode and a payload, it returns the frame, masked if we are the client (§5.3).
         news: something below has changed since the caller last set this to False.
         pings: payloads of the Pings that have no answer yet. "If an endpoint receives a Ping frame and has not yet sent
             Pong frame(s) in response to previous Ping frame(s), the endpoint MAY elect to send a Pong frame for only
@@ -56,11 +63,12 @@ class Connection:
     """
 
     __slots__ = (
-        "_decoder",
-        "_keys",
         "close_received",
         "close_sent",
+        "decoder",
+        "encode",
         "error",
+        "get_buffer",
         "news",
         "pings",
         "pings_received",
@@ -68,9 +76,17 @@ class Connection:
         "pongs_received",
     )
 
-    def __init__(self, *, is_client: bool, max_size: int | None = 2**20) -> None:
-        self._decoder = Decoder(is_client=is_client, max_size=max_size, on_control=self._on_control)
-        self._keys = MaskingKeys() if is_client else None
+    def __init__(self, *, is_client: bool, max_size: int | None = 2**20, scratch: memoryview | None = None) -> None:
+        self.decoder = Decoder(
+            is_client=is_client,
+            max_size=max_size,
+            on_control=self._on_control,
+            on_error=self._on_error,
+            scratch=scratch,
+        )
+        # The functions of the codec themselves: they are called for every message.
+        self.get_buffer: Callable[[], memoryview | None] = self.decoder.get_buffer
+        self.encode: Callable[[int, str | Buffer], bytes] = MaskingKeys().encode_frame if is_client else encode_frame
         self.news: bool = False
         self.pings: list[bytes] = []
         self.pongs: list[bytes] = []
@@ -85,16 +101,12 @@ class Connection:
     @property
     def pending(self) -> bool:
         """Undecoded bytes are held back for lack of room; `feed(b"", room)` goes on with them."""
-        return self._decoder.pending
+        return self.decoder.pending
 
     @property
     def fragments_received(self) -> int:
         """Data frames that did not end their message."""
-        return self._decoder.fragments
-
-    def get_buffer(self) -> memoryview | None:
-        """The memory that the rest of a large payload should be read into, then `filled`; None: use `feed`."""
-        return self._decoder.get_buffer()
+        return self.decoder.fragments
 
     def feed(self, data: Buffer, room: int = sys.maxsize) -> list[str | bytes]:
         """Take bytes that arrived and return the messages they finish: str for text, bytes for binary.
@@ -104,22 +116,23 @@ class Connection:
             room: decoding stops when the messages returned come to this many bytes (each counts its length and
                 `MESSAGE_OVERHEAD`); the rest stays in the decoder.
         """
-        return self._received(self._decoder.feed(data, room))
+        return self._received(self.decoder.feed(data, room))
 
     def filled(self, count: int, room: int = sys.maxsize) -> list[str | bytes]:
-        """The same for `count` bytes read into `get_buffer()`."""
-        return self._received(self._decoder.filled(count, room))
+        """The same for `count` bytes that were read into what `get_buffer` returned."""
+        return self._received(self.decoder.filled(count, room))
 
     def _received(self, messages: list[str | bytes]) -> list[str | bytes]:
-        if self._decoder.error is not None and self.error is None and self.close_received is None:
-            self.error = self._decoder.error
-            self.news = True
         if self.close_sent is not None:
             # "After sending a control frame indicating the connection should be closed, a peer does not send any
             # further data; after receiving a control frame indicating the connection should be closed, a peer discards
             # any further data received" (§1.4). Whoever has closed does not wait for data either.
             return []
         return messages
+
+    def _on_error(self, error: ProtocolError) -> None:
+        self.error = error
+        self.news = True
 
     def _on_control(self, opcode: int, payload: bytes) -> None:
         self.news = True
@@ -136,11 +149,6 @@ class Connection:
                 self.error = exc
 
     # Sending
-
-    def encode(self, opcode: int, payload: str | Buffer, fin: bool = True) -> bytes:
-        """Encode a frame, masked if we are the client (§5.3)."""
-        keys = self._keys
-        return encode_frame(opcode, payload, None if keys is None else keys.next(), fin)
 
     def send_close(self, code: int, reason: str = "") -> bytes:
         """Begin the closing handshake (§7.1.2), or fail the connection after an error (§7.1.7).

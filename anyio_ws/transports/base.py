@@ -1,13 +1,15 @@
 """The interface between a connection and what moves its bytes.
 
 A `Transport` reads for its `Receiver`: it asks for memory, fills it, and says how much arrived. All of it is
-synchronous, so neither side can be interrupted half-way; `Transport.wait` is the only place where a task suspends.
+synchronous, so neither side can be interrupted half-way; a task suspends only in `Transport.waiter`.
 No method of a Receiver raises `Exception`, and none of a Transport lets an OSError escape: it goes to `Receiver.fail`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
+
+from anyio_ws.loops import Waiter
 
 Buffer = bytes | bytearray | memoryview
 
@@ -42,15 +44,18 @@ class Transport(ABC):
     Attributes:
         receiver: who gets what arrives; set before `start`, and may be replaced between two reads.
         closed: `close` or `abort` was called.
+        waiter: for one task at a time: `wait()` until something was read or `wake()` was called; it may return early.
     """
 
-    __slots__ = ("closed", "receiver")
+    __slots__ = ("closed", "receiver", "waiter")
 
     receiver: Receiver
     closed: bool
+    waiter: Waiter
 
-    def __init__(self) -> None:
+    def __init__(self, waiter: Waiter) -> None:
         self.closed = False
+        self.waiter = waiter
 
     @abstractmethod
     def start(self) -> None:
@@ -66,15 +71,7 @@ class Transport(ABC):
 
     @abstractmethod
     def watch(self) -> None:
-        """Make sure that somebody reads from now on, although no task is in `wait`."""
-
-    @abstractmethod
-    def wait(self) -> Awaitable[None]:
-        """Wait until something was read or `wake` was called; may return early. For one task at a time."""
-
-    @abstractmethod
-    def wake(self) -> None:
-        """Let `wait` return."""
+        """Make sure that somebody reads from now on, although no task waits."""
 
     @abstractmethod
     def poll(self) -> bool:
@@ -84,12 +81,22 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    def write(self, buffers: Sequence[Buffer]) -> int:
+    def write(self, data: Buffer) -> int:
         """Try once to write, and return how many bytes were taken.
 
         If these were not all, `Receiver.writable` is called when it is worth trying again. What was taken is not
         referenced any more unless it is bytes.
         """
+
+    def write_vector(self, buffers: Iterable[Buffer]) -> int:
+        """The same for several buffers, one after the other."""
+        taken = 0
+        for buffer in buffers:
+            part = self.write(buffer)
+            taken += part
+            if part < len(buffer):
+                break
+        return taken
 
     @abstractmethod
     def shutdown(self) -> None:

@@ -1,7 +1,7 @@
 """Two connected ends in memory, for tests: no sockets, no tasks, and back-pressure like theirs."""
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from anyio_ws.loops import Loop
@@ -27,14 +27,13 @@ def memory_pipe(first: Loop, second: Loop) -> tuple["MemoryTransport", "MemoryTr
 class MemoryTransport(Transport):
     """One end. What is written is delivered to the other in the next tick."""
 
-    __slots__ = ("_arrived", "_broken", "_eof", "_loop", "_paused", "_scheduled", "_short", "_size", "_waiter", "peer")
+    __slots__ = ("_arrived", "_broken", "_eof", "_loop", "_paused", "_scheduled", "_short", "_size", "peer")
 
     peer: "MemoryTransport"
 
     def __init__(self, loop: Loop) -> None:
-        super().__init__()
+        super().__init__(loop.waiter())
         self._loop = loop
-        self._waiter = loop.waiter()
         self._arrived: deque[bytes] = deque()
         self._size = 0
         self._eof = False  # no more will arrive
@@ -56,12 +55,6 @@ class MemoryTransport(Transport):
     def watch(self) -> None:
         pass  # the next tick always delivers
 
-    def wait(self) -> Awaitable[None]:
-        return self._waiter.wait()
-
-    def wake(self) -> None:
-        self._waiter.wake()
-
     def poll(self) -> bool:
         if self.closed:
             return True
@@ -71,21 +64,17 @@ class MemoryTransport(Transport):
             self._deliver()
         return True
 
-    def write(self, buffers: Sequence[Buffer]) -> int:
+    def write(self, data: Buffer) -> int:
         if self.peer.closed or self._broken:
             self.receiver.fail(BrokenPipeError("the other end is closed"))
             return 0
-        taken = 0
-        for buffer in buffers:
-            part = bytes(memoryview(buffer)[: CAPACITY - self.peer._size])
-            self.peer._arrived.append(part)
-            self.peer._size += len(part)
-            taken += len(part)
-            if len(part) < len(buffer):
-                self._short = True
-                break
+        part = bytes(memoryview(data)[: CAPACITY - self.peer._size])
+        self.peer._arrived.append(part)
+        self.peer._size += len(part)
+        if len(part) < len(data):
+            self._short = True
         self.peer._schedule()
-        return taken
+        return len(part)
 
     def shutdown(self) -> None:
         self.peer._eof = True
@@ -97,7 +86,7 @@ class MemoryTransport(Transport):
             self.peer._eof = True
             self.peer._broken = bool(self._arrived)  # as a socket resets when it is closed with unread bytes
             self.peer._schedule()
-            self._waiter.wake()
+            self.waiter.wake()
 
     def abort(self) -> None:
         if not self.closed:

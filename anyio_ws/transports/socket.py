@@ -3,7 +3,7 @@
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, cast
 
@@ -30,20 +30,22 @@ class SocketTransport(Transport):
         loop: the owner's adapter.
     """
 
-    __slots__ = ("_breaking", "_keepalive", "_paused", "_readiness", "_short", "_sock")
+    __slots__ = ("_breaking", "_keepalive", "_paused", "_readiness", "_recv_into", "_send", "_short", "_sock")
 
     def __init__(self, sock: socket.socket, loop: Loop) -> None:
-        super().__init__()
         sock.setblocking(False)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             # Frames are joined where it pays (outbox.py); Nagle's algorithm would only delay them.
             _set_option(sock, socket.IPPROTO_TCP, socket.TCP_NODELAY)
         self._sock = sock
+        self._recv_into = sock.recv_into
+        self._send = sock.send
         self._paused = True
         self._keepalive = False
         self._short = False  # the last write fell short
         self._breaking = False  # a write failed, and the rest is being read
         self._readiness = loop.readiness(sock, self._readable, self._writable)
+        super().__init__(self._readiness)
 
     def start(self) -> None:
         self.resume()
@@ -66,12 +68,6 @@ class SocketTransport(Transport):
     def watch(self) -> None:
         self._readiness.watch()
 
-    def wait(self) -> Awaitable[None]:
-        return self._readiness.wait()
-
-    def wake(self) -> None:
-        self._readiness.wake()
-
     def poll(self) -> bool:
         if self.closed:
             return True
@@ -81,48 +77,59 @@ class SocketTransport(Transport):
             self.receiver.fail(OSError(error, os.strerror(error)))
         return True
 
-    def _readable(self) -> bool:
-        """Read once. Returns False if that would have blocked."""
+    def _readable(self) -> int:
+        """Read once, and return how many bytes there were."""
         receiver = self.receiver
         try:
-            count = self._sock.recv_into(receiver.get_buffer())
+            count = self._recv_into(receiver.get_buffer())
             if count:
                 receiver.received(count)
-            elif self._breaking:
-                return False  # the error of the write says more than that this is the end
-            else:
+                return count
+            if not self._breaking:  # the error of the write says more than that this is the end
                 self._paused = True
                 self._readiness.pause()  # a socket at its end stays readable for ever
                 receiver.eof()
         except (BlockingIOError, InterruptedError):
-            return False
+            pass
         except Exception as exc:  # an OSError of the socket; anything else is a bug, and ends the connection as well
             receiver.fail(exc)
         except BaseException as exc:
             self._interrupted(exc)
             raise
-        return True
+        return 0
 
-    def write(self, buffers: Sequence[Buffer]) -> int:
+    def write(self, data: Buffer) -> int:
         try:
-            if len(buffers) == 1:
-                taken = self._sock.send(buffers[0])
-                if taken == len(buffers[0]):
-                    return taken
-            elif SENDMSG:
-                taken = self._sock.sendmsg(buffers[:MAX_VECTOR])
-                if taken == sum(map(len, buffers)):
-                    return taken
-            else:
-                taken = self._sock.send(buffers[0])
+            taken = self._send(data)
+            if taken == len(data):
+                return taken
         except (BlockingIOError, InterruptedError):
             taken = 0
         except OSError as exc:
             self._broken(exc)
             return 0
+        self._fell_short()
+        return taken
+
+    def write_vector(self, buffers: Iterable[Buffer]) -> int:
+        if not SENDMSG:
+            return super().write_vector(buffers)
+        vector = tuple(buffers)
+        try:
+            taken = self._sock.sendmsg(vector[:MAX_VECTOR])
+            if taken == sum(map(len, vector)):
+                return taken
+        except (BlockingIOError, InterruptedError):
+            taken = 0
+        except OSError as exc:
+            self._broken(exc)
+            return 0
+        self._fell_short()
+        return taken
+
+    def _fell_short(self) -> None:
         self._short = True
         self._readiness.want_write()
-        return taken
 
     def _writable(self) -> None:
         self._short = False

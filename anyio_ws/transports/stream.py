@@ -6,7 +6,7 @@ CLOSE_SECONDS, even if the owner leaves meanwhile; only `abort` cancels it. Both
 """
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -47,11 +47,11 @@ class StreamTransport(Transport):
 
     __slots__ = (
         "_broken", "_loop", "_objects", "_outgoing", "_paused", "_reader", "_reading", "_receive", "_scope", "_send",
-        "_short", "_shutdown", "_size", "_started", "_stream", "_waiter", "_writer",
+        "_short", "_shutdown", "_size", "_started", "_stream", "_writer",
     )  # fmt: skip
 
     def __init__(self, stream: AnyStream, loop: Loop) -> None:
-        super().__init__()
+        super().__init__(loop.waiter())
         self._stream = stream
         self._send: Callable[[bytes], Awaitable[None]]
         self._receive: Callable[[], Awaitable[bytes]]
@@ -60,7 +60,6 @@ class StreamTransport(Transport):
         else:
             self._send, self._receive = stream.send_all, stream.receive_some
         self._loop = loop
-        self._waiter = loop.waiter()  # the task in wait()
         self._reader = loop.waiter()  # the reader task, while paused
         self._writer = loop.waiter()  # the writer task, while there is nothing to write
         self._objects = isinstance(stream, ObjectStream)  # an empty one is no end
@@ -90,30 +89,20 @@ class StreamTransport(Transport):
     def watch(self) -> None:
         pass  # the reader task always does
 
-    def wait(self) -> Awaitable[None]:
-        return self._waiter.wait()
-
-    def wake(self) -> None:
-        self._waiter.wake()
-
     def poll(self) -> bool:
         if self._paused and self._broken is not None:
             self._fail(self._broken)
         return False  # only the reader task can look, when it has its turn
 
-    def write(self, buffers: Sequence[Buffer]) -> int:
-        taken = 0
-        for buffer in buffers:
-            part = bytes(memoryview(buffer)[: CHUNK - self._size])
-            if part:
-                self._outgoing.append(part)
-                self._size += len(part)
-                taken += len(part)
-            if len(part) < len(buffer):
-                self._short = True
-                break
-        self._writer.wake()
-        return taken
+    def write(self, data: Buffer) -> int:
+        part = bytes(memoryview(data)[: CHUNK - self._size])
+        if part:
+            self._outgoing.append(part)
+            self._size += len(part)
+            self._writer.wake()
+        if len(part) < len(data):
+            self._short = True
+        return len(part)
 
     def shutdown(self) -> None:
         self._shutdown = True
@@ -126,7 +115,7 @@ class StreamTransport(Transport):
             self._scope.shield = True
             self._scope.deadline = current_time() + CLOSE_SECONDS
             self._writer.wake()
-            self._waiter.wake()
+            self.waiter.wake()
             if not self._started:
                 self._started = True
                 self._loop.spawn(self._run)  # closes the stream

@@ -10,7 +10,7 @@ takes nothing. Plaintext counts as taken once it is encrypted; until its ciphert
 """
 
 import ssl
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from anyio.streams.tls import TLSAttribute
@@ -51,7 +51,7 @@ def check_server_hostname(name: str) -> None:
         raise ValueError(f"server_hostname={name!r} is no host name: {exc}") from exc
 
 
-def _slices(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
+def _slices(buffers: Iterable[Buffer]) -> Iterator[Buffer]:
     """Cut what is long and join what is short: each slice becomes at least one record, with some 22 bytes around it."""
     parts: list[memoryview] = []
     size = 0
@@ -93,7 +93,7 @@ class TLSTransport(Transport):
         server_side: bool,
         server_hostname: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(inner.waiter)
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._object = context.wrap_bio(
@@ -134,7 +134,7 @@ class TLSTransport(Transport):
                 raise self._error
             if self._eof or self.closed:
                 raise ConnectionResetError("the connection ended during the TLS handshake")
-            await self._inner.wait()
+            await self.waiter.wait()
         self._handshaken = True
         self._drain()
 
@@ -158,38 +158,32 @@ class TLSTransport(Transport):
     def watch(self) -> None:
         self._inner.watch()
 
-    def wait(self) -> Awaitable[None]:
-        return self._inner.wait()
-
-    def wake(self) -> None:
-        self._inner.wake()
-
     def poll(self) -> bool:
         return self._inner.poll()
 
-    def write(self, buffers: Sequence[Buffer]) -> int:
+    def write(self, data: Buffer) -> int:
         taken = 0
-        if self._pending is None and not self.closed:
-            for part in _slices(buffers):
-                try:
-                    written = self._object.write(part)
-                except ssl.SSLWantReadError:  # nothing was taken; the peer must say something first
-                    self._drain()
-                    self._short = True
-                    return taken
-                except ssl.SSLError as exc:
-                    self._fail(exc)
-                    return 0
-                taken += written
-                if self._outgoing.pending >= SLICE and not self._drain():
-                    self._short = True
-                    return taken
+        while self._pending is None and not self.closed:
+            try:
+                # Nothing to encrypt is no record; each has some 22 bytes around it.
+                if taken < len(data):
+                    taken += self._object.write(data if len(data) <= SLICE else memoryview(data)[taken : taken + SLICE])
+            except ssl.SSLWantReadError:  # nothing was taken; the peer must say something first
+                self._drain()
+                break
+            except ssl.SSLError as exc:
+                self._fail(exc)
+                return 0
             self._drain()
             if self._error is not None:
                 return 0
-            return taken
+            if taken == len(data):
+                return taken
         self._short = True
-        return 0
+        return taken
+
+    def write_vector(self, buffers: Iterable[Buffer]) -> int:
+        return super().write_vector(_slices(buffers))
 
     def shutdown(self) -> None:
         # "Each party MUST send a "close_notify" alert before closing its write side of the connection" (RFC 8446 §6.1);
@@ -247,14 +241,14 @@ class TLSTransport(Transport):
         if self._handshaken:
             self._decrypt()
         else:
-            self._inner.wake()
+            self.waiter.wake()
 
     def eof(self) -> None:
         self._eof = True
         if self._handshaken:
             self._decrypt()
         else:
-            self._inner.wake()
+            self.waiter.wake()
 
     def writable(self) -> None:
         if self._drain():
@@ -272,6 +266,8 @@ class TLSTransport(Transport):
     def _decrypt(self) -> None:
         """Give the receiver all plaintext there is, until it pauses."""
         while not self._paused and not self.closed:
+            if not (self._incoming.pending or self._object.pending() or self._eof):
+                break  # it would raise SSLWantReadError, which takes longer than all the rest
             try:
                 count = self._read()
             except ssl.SSLError as exc:
@@ -316,7 +312,7 @@ class TLSTransport(Transport):
                 if not self._outgoing.pending:
                     return True
                 self._pending = memoryview(self._outgoing.read())
-            taken = self._inner.write((self._pending,))
+            taken = self._inner.write(self._pending)
             if taken < len(self._pending):
                 self._pending = self._pending[taken:]
                 return False
@@ -329,4 +325,4 @@ class TLSTransport(Transport):
             if self._handshaken:
                 self.receiver.fail(exc)
             else:
-                self._inner.wake()
+                self.waiter.wake()

@@ -14,13 +14,15 @@ with atheris.instrument_imports(include=["anyio_ws.protocol._pycodec", "anyio_ws
 from tests.protocol.differential import Pair
 
 MAX_SIZES = [None, 0, 125, 126, 1000, 65_535, 65_536, 200_000]
+SCRATCHES = [0, 7, 65_536]
 SIZES = [0, 1, 2, 3, 125, 126, 127, 16_383, 16_384, 65_535, 65_536, 70_000]
 
 
 def test_one(data: bytes) -> None:
     choices = atheris.FuzzedDataProvider(data)
     is_client = choices.ConsumeBool()
-    pair = Pair(_codec, is_client=is_client, max_size=choices.PickValueInList(MAX_SIZES))
+    max_size, scratch = choices.PickValueInList(MAX_SIZES), choices.PickValueInList(SCRATCHES)
+    pair = Pair(_codec, is_client=is_client, max_size=max_size, scratch=scratch)
     while choices.remaining_bytes():
         chunk = b"".join(make_frame(choices, is_client) for _ in range(choices.ConsumeIntInRange(1, 4)))
         while chunk:

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
-from anyio_ws.loops import Loop, open_loop
+from anyio_ws.loops import Loop, Waiter, open_loop
 from anyio_ws.loops.base import BUDGET_CALLS, SCRATCH_SIZE
 from anyio_ws.tasks import Tasks
 
@@ -36,6 +36,11 @@ async def settle() -> None:
     """Let everything happen that happens without time passing."""
     for _ in range(20):
         await anyio.lowlevel.checkpoint()
+
+
+async def wait(waiter: Waiter) -> None:
+    """What a task can be started with; on asyncio `Waiter.wait` is no coroutine function."""
+    await waiter.wait()
 
 
 # Clock and timers
@@ -254,12 +259,12 @@ async def test_a_waiter_can_be_cancelled_and_used_again(loop: Loop) -> None:
     waiter = loop.waiter()
     with anyio.CancelScope() as scope:
         async with anyio.create_task_group() as group:
-            group.start_soon(waiter.wait)
+            group.start_soon(wait, waiter)
             await settle()
             scope.cancel()
     waiter.wake()
     async with anyio.create_task_group() as group:
-        group.start_soon(waiter.wait)
+        group.start_soon(wait, waiter)
         await settle()
         waiter.wake()
 
@@ -267,13 +272,35 @@ async def test_a_waiter_can_be_cancelled_and_used_again(loop: Loop) -> None:
 async def test_waiting_renews_the_budget(loop: Loop) -> None:
     waiter = loop.waiter()
     async with anyio.create_task_group() as group:
-        group.start_soon(waiter.wait)
+        group.start_soon(wait, waiter)
         await settle()
-        loop.budget.calls = 0
+        loop.budget.sends = loop.budget.receives = 0
         assert loop.budget.exhausted()
         waiter.wake()
         await settle()
-    assert loop.budget.calls == BUDGET_CALLS
+    assert (loop.budget.sends, loop.budget.receives) == (BUDGET_CALLS, BUDGET_CALLS)
+
+
+async def test_a_wake_up_that_nobody_waits_for_does_not_renew_the_budget(loop: Loop) -> None:
+    waiter = loop.waiter()
+    async with anyio.create_task_group() as group:
+        group.start_soon(wait, waiter)
+        await settle()
+        waiter.wake()
+        loop.budget.sends = 5
+        waiter.wake()
+        assert loop.budget.sends == 5
+    loop.budget.sends = 5
+    waiter.wake()
+    assert loop.budget.sends == 5
+
+
+@pytest.mark.parametrize("kind", ["sends", "receives"])
+async def test_a_budget_is_exhausted_when_there_are_no_more_calls_of_a_kind(kind: str, loop: Loop) -> None:
+    loop.budget.renew()
+    assert not loop.budget.exhausted()
+    setattr(loop.budget, kind, 0)
+    assert loop.budget.exhausted()
 
 
 async def test_the_budget_belongs_to_the_event_loop(loop: Loop) -> None:
@@ -287,7 +314,7 @@ async def test_a_budget_is_exhausted_after_its_time(loop: Loop) -> None:
     loop.budget.since -= 1
     assert loop.budget.exhausted()
     loop.budget.renew()
-    assert loop.budget.calls == BUDGET_CALLS
+    assert loop.budget.sends == BUDGET_CALLS
 
 
 # Tasks and cancellation
@@ -311,7 +338,7 @@ async def test_a_delivered_cancellation_is_seen_and_raised(loop: Loop) -> None:
         try:
             await anyio.sleep_forever()
         finally:
-            seen.append(bool(loop.may_be_cancelled()))
+            seen.append(not loop.tasks_tell or loop.current_task().cancelling() > 0)
             with pytest.raises(anyio.get_cancelled_exc_class()):
                 await loop.checkpoint_if_cancelled()
 
@@ -323,7 +350,8 @@ async def test_a_delivered_cancellation_is_seen_and_raised(loop: Loop) -> None:
 
 
 async def test_without_a_cancellation_the_checks_do_nothing(loop: Loop, loop_name: str) -> None:
-    assert bool(loop.may_be_cancelled()) is (loop_name == "trio")
+    assert loop.tasks_tell is (loop_name != "trio")
+    assert not loop.tasks_tell or loop.current_task().cancelling() == 0
     await loop.checkpoint_if_cancelled()
     await loop.checkpoint()
 
@@ -346,17 +374,17 @@ class Connection:
         self.readiness.start()
         self.check()
 
-    def readable(self) -> bool:
+    def readable(self) -> int:
         try:
             data = self.sock.recv(self.chance.randint(1, 20))
         except BlockingIOError:
-            return False
+            return 0
         self.inbox.extend(data)
         if len(self.inbox) >= self.LIMIT:
             self.paused = True
             self.readiness.pause()
         self.readiness.wake()
-        return True
+        return len(data)
 
     def writable(self) -> None:
         self.readiness.write_done()
@@ -385,8 +413,12 @@ class Connection:
 
 @pytest.mark.virtual_time
 @pytest.mark.parametrize("seed", range(12))
-async def test_no_byte_is_lost_under_random_cancellations(loop: Loop, seed: int) -> None:
+async def test_no_byte_is_lost_under_random_cancellations(
+    loop: Loop, loop_name: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chance = random.Random(seed)
+    if loop_name == "trio" and seed % 2:  # most reads seem to leave something in the socket; some do
+        monkeypatch.setattr("anyio_ws.loops.trio_loop.SCRATCH_SIZE", 10)
     near, far = socket.socketpair()
     far.setblocking(False)
     connection = Connection(loop, near)
@@ -574,12 +606,52 @@ async def test_asyncio_the_loop_itself_watches(pair: tuple[Connection, socket.so
 
 @pytest.mark.virtual_time
 @pytest.mark.loops("trio")
+async def test_trio_after_a_read_that_filled_the_scratch_the_next_one_does_not_wait(
+    pair: tuple[Connection, socket.socket],
+) -> None:
+    from trio.testing import assert_checkpoints, assert_no_checkpoints
+
+    connection, far = pair
+    readiness: Any = connection.readiness
+    sizes = [SCRATCH_SIZE, SCRATCH_SIZE, 1, SCRATCH_SIZE - 1]
+    readiness._readable = lambda: sizes.pop(0)
+    far.send(b"1")
+    with assert_checkpoints():
+        await readiness.wait()
+    for _ in range(2):
+        with assert_no_checkpoints():
+            await readiness.wait()
+        connection.check()
+    assert sizes == [SCRATCH_SIZE - 1]
+    with assert_checkpoints():
+        await readiness.wait()
+    assert sizes == []
+
+
+@pytest.mark.virtual_time
+@pytest.mark.loops("trio")
+async def test_trio_after_a_full_read_a_paused_connection_is_not_read(pair: tuple[Connection, socket.socket]) -> None:
+    connection, far = pair
+    readiness: Any = connection.readiness
+    readiness._readable = lambda: SCRATCH_SIZE
+    far.send(b"1")
+    await readiness.wait()
+    readiness._readable = lambda: pytest.fail("paused")
+    connection.readiness.pause()
+    async with anyio.create_task_group() as group:
+        group.start_soon(wait, connection.readiness)
+        await settle()
+        connection.readiness.wake()
+
+
+@pytest.mark.virtual_time
+@pytest.mark.loops("trio")
 async def test_trio_a_receiver_whose_connection_was_paused_meanwhile_does_not_read(
     pair: tuple[Connection, socket.socket],
 ) -> None:
     connection, far = pair
     async with anyio.create_task_group() as group:
-        group.start_soon(connection.readiness.wait)
+        group.start_soon(wait, connection.readiness)
         await settle()
         connection.readiness.pause()
         far.send(b"1")

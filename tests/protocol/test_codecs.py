@@ -31,8 +31,8 @@ def c():
     return load("_codec")
 
 
-def make(codec, on_control=lambda opcode, payload: None, *, is_client=False, max_size=None):
-    return codec.Decoder(is_client=is_client, max_size=max_size, on_control=on_control)
+def make(codec, on_control=lambda opcode, payload: None, *, is_client=False, max_size=None, **options):
+    return codec.Decoder(is_client=is_client, max_size=max_size, on_control=on_control, **options)
 
 
 # Which one is used
@@ -124,11 +124,12 @@ def encode_all(is_client, parts):
         )
     ),
     max_size=st.none() | st.integers(0, 300) | st.just(50_000),
+    scratch=st.sampled_from([0, 0, 1000, 65536]),
 )
-@settings(max_examples=300)
-def test_any_bytes_in_any_chunks_come_to_the_same(c, is_client, parts, steps, max_size):
+@settings(max_examples=400)
+def test_any_bytes_in_any_chunks_come_to_the_same(c, is_client, parts, steps, max_size, scratch):
     data = b"".join(encode_all(is_client, parts))
-    pair = Pair(c, is_client=is_client, max_size=max_size)
+    pair = Pair(c, is_client=is_client, max_size=max_size, scratch=scratch)
     for count, room, lend in steps:
         if lend:
             pair.read(data[:count], room)
@@ -165,6 +166,26 @@ def test_both_encode_the_same(c, opcode, payload, key, fin):
     assert c.encode_header(opcode, length, key, fin) == _pycodec.encode_header(opcode, length, key, fin)
 
 
+@given(
+    opcode=st.integers(0, 255),
+    payload=st.binary(max_size=300) | st.text(max_size=300) | st.sampled_from([b"x" * 65535, b"x" * 65536]),
+    fin=st.lists(st.booleans(), max_size=1),
+)
+def test_both_mask_the_same_with_the_next_key(c, opcode, payload, fin):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "urandom", lambda size: bytes(range(256)) * (size // 256))
+        ours, pure = c.MaskingKeys(), _pycodec.MaskingKeys()
+        for _ in range(3):
+            try:
+                expected = pure.encode_frame(opcode, payload, *fin)
+            except UnicodeEncodeError:
+                with pytest.raises(UnicodeEncodeError):
+                    ours.encode_frame(opcode, payload, *fin)
+            else:
+                assert ours.encode_frame(opcode, payload, *fin) == expected
+            assert ours.next() == pure.next()
+
+
 @pytest.mark.parametrize("length", [2**31, 2**32 + 1, 2**63 - 1, 2**63, 2**64 - 1])
 def test_both_encode_lengths_beyond_any_memory(c, length):
     assert c.encode_header(BINARY, length) == _pycodec.encode_header(BINARY, length)
@@ -182,9 +203,12 @@ def test_both_refuse_what_no_header_can_hold(c, arguments):
 
 def test_wrong_arguments_are_refused(c):
     decoder = make(c)
+    keys = c.MaskingKeys()
     for call in (
         lambda: c.Decoder(False, None, print),
         lambda: c.Decoder(is_client=False, max_size=None),
+        lambda: c.Decoder(is_client=False, on_control=print),
+        lambda: c.Decoder(max_size=None, on_control=print),
         lambda: c.Decoder(is_client=False, max_size="1", on_control=print),
         lambda: decoder.feed(),
         lambda: decoder.feed(b"", 1, 2),
@@ -193,10 +217,15 @@ def test_wrong_arguments_are_refused(c):
         lambda: decoder.feed(b"", "room"),
         lambda: decoder.filled(),
         lambda: decoder.filled("1"),
+        lambda: make(c, scratch=5).filled(0),
         lambda: c.encode_frame(BINARY),
         lambda: c.encode_frame("2", b""),
         lambda: c.encode_frame(BINARY, 5),
         lambda: c.encode_header(BINARY, "5"),
+        lambda: keys.encode_frame(BINARY),
+        lambda: keys.encode_frame(BINARY, b"", True, None),
+        lambda: keys.encode_frame("2", b""),
+        lambda: keys.encode_frame(BINARY, 5),
         lambda: c.apply_mask(b""),
         lambda: c.apply_mask(5, KEY),
     ):
@@ -210,6 +239,10 @@ def test_wrong_arguments_are_refused(c):
             c.encode_frame(BINARY, b"data", key)
     with pytest.raises(ZeroDivisionError):
         c.encode_frame(BINARY, b"", None, Fails())
+    with pytest.raises(ZeroDivisionError):
+        keys.encode_frame(BINARY, b"", Fails())
+    with pytest.raises(OverflowError):
+        keys.encode_frame(256, b"")
     with pytest.raises(AttributeError):
         decoder.pending = True
     assert decoder.feed(frame(TEXT, "works"), 10**30) == ["works"]
@@ -226,6 +259,8 @@ def test_masking_keys_are_never_less_than_random(c, monkeypatch):
         monkeypatch.setattr(os, "urandom", lambda size, wrong=wrong: wrong)
         with pytest.raises(SystemError, match=r"os\.urandom"):
             keys.next()
+        with pytest.raises(SystemError, match=r"os\.urandom"):
+            keys.encode_frame(BINARY, b"")
     monkeypatch.setattr(os, "urandom", lambda size: b"1234" * (size // 4))
     assert keys.next() == b"1234"
     monkeypatch.setattr(os, "urandom", lambda size: 1 // 0)
@@ -254,6 +289,35 @@ def test_more_than_was_lent_cannot_have_been_filled(c):
     assert decoder.filled(20_000) == [bytes(20_000)]
     with pytest.raises(ValueError, match="has lent 0 bytes"):
         decoder.filled(1)
+
+
+def test_more_than_the_scratch_holds_cannot_have_been_filled(c):
+    decoder = make(c, scratch=memoryview(bytearray(10)))
+    for count in (-1, 11, 10**30):
+        with pytest.raises(ValueError, match=r"filled\(-?\d+\), but get_buffer\(\) has lent 10 bytes"):
+            decoder.filled(count)
+    data = frame(TEXT, "1234")
+    assert len(data) == 10
+    decoder.get_buffer()[:] = data
+    assert decoder.filled(10) == ["1234"]
+    decoder.get_buffer().release()
+    with pytest.raises(ValueError, match="released"):
+        decoder.filled(1)
+
+
+def test_the_scratch_lives_as_long_as_the_decoder_and_no_longer(c):
+    class Scratch(bytearray):
+        pass
+
+    owner = Scratch(10)
+    gone = weakref.ref(owner)
+    decoder = make(c, scratch=memoryview(owner))
+    del owner
+    decoder.get_buffer()[:] = frame(TEXT, "1234")
+    assert decoder.filled(10) == ["1234"]
+    assert gone() is not None
+    del decoder
+    assert gone() is None
 
 
 def test_lent_memory_cannot_be_written_to_once_it_is_a_message(c):
@@ -316,7 +380,7 @@ def test_an_abandoned_decoder_frees_a_half_received_message_at_once(c):
         tracemalloc.stop()
 
 
-# Whatever on_control does
+# Whatever on_control and on_error do
 
 
 def test_what_on_control_raises_comes_out_and_ends_the_decoder(c):
@@ -333,9 +397,39 @@ def test_what_on_control_raises_comes_out_and_ends_the_decoder(c):
         assert decoder.get_buffer() is None
 
 
-def test_on_control_that_cannot_be_called(c):
+@pytest.mark.parametrize("bad", [b"\xff\xff", frame(TEXT, b"\xff"), frame(BINARY, bytes(1001))[:50]])
+def test_what_on_error_raises_comes_out_of_a_decoder_that_has_ended(c, bad):
+    def on_error(error):
+        assert decoder.error is error
+        raise ZeroDivisionError
+
+    decoder = make(c, on_error=on_error, max_size=1000)
+    with pytest.raises(ZeroDivisionError):
+        decoder.feed(frame(TEXT, "1") + bad + frame(TEXT, "2"))
+    assert decoder.error is not None
+    assert decoder.feed(frame(TEXT, "3")) == []
+    assert not decoder.pending
+
+
+def test_what_on_error_raises_comes_out_of_filled_too(c):
+    decoder = make(c, on_error=lambda error: 1 // 0, is_client=True)
+    decoder.feed(encode_header(TEXT, 30_000))
+    decoder.get_buffer()[:1] = b"\xff"
+    with pytest.raises(ZeroDivisionError):
+        decoder.filled(1)
+    assert decoder.error.close_code == 1007
+    decoder = make(c, on_error=lambda error: 1 // 0, scratch=memoryview(bytearray(10)))
+    decoder.get_buffer()[:2] = b"\xff\xff"
+    with pytest.raises(ZeroDivisionError):
+        decoder.filled(2)
+    assert decoder.error.close_code == 1002
+
+
+def test_functions_that_cannot_be_called(c):
     with pytest.raises(TypeError):
         make(c, None).feed(frame(PING, b""))
+    with pytest.raises(TypeError):
+        make(c, on_error=5).feed(b"\xff\xff")
 
 
 @pytest.mark.parametrize(
@@ -363,6 +457,20 @@ def test_on_control_must_not_call_the_decoder(c, call, held):
     data, rest = data[: len(data) - held], data[len(data) - held :]
     assert decoder.feed(bytearray(data[:9])) + decoder.feed(data[9:]) + decoder.feed(rest) == ["1", "2"]
     assert len(errors) == 1
+
+
+def test_on_error_must_not_call_the_decoder(c):
+    errors = []
+
+    def on_error(error):
+        gc.collect()
+        with pytest.raises(RuntimeError, match="must not call it"):
+            decoder.feed(frame(TEXT, "again"))
+        errors.append(error)
+
+    decoder = make(c, on_error=on_error)
+    assert decoder.feed(frame(TEXT, "1") + b"\xff\xff") == ["1"]
+    assert errors == [decoder.error]
 
 
 def test_two_threads_cannot_be_in_one_decoder(c):

@@ -139,7 +139,7 @@ def test_a_client_masks_with_a_new_key_each_time_and_a_server_does_not():
 
 def test_fragments_are_encoded():
     client, server = connect(True)
-    assert server.feed(client.encode(TEXT, "frag", fin=False)) == []
+    assert server.feed(encode_frame(TEXT, "frag", KEY, False)) == []
     assert server.feed(client.encode(CONT, "ment")) == ["fragment"]
 
 

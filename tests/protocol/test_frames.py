@@ -42,12 +42,15 @@ def codec(request, monkeypatch):
     return codec
 
 
-def make_decoder(*, is_client: bool = True, max_size: int | None = None) -> tuple[Decoder, Outcome]:
+def make_decoder(
+    *, is_client: bool = True, max_size: int | None = None, scratch: memoryview | None = None
+) -> tuple[Decoder, Outcome]:
     outcome = Outcome()
     decoder = Decoder(
         is_client=is_client,
         max_size=max_size,
         on_control=lambda opcode, payload: outcome.controls.append((opcode, payload)),
+        scratch=scratch,
     )
     return decoder, outcome
 
@@ -431,10 +434,13 @@ def test_decoding_stops_once_the_messages_have_reached_room(is_client):
             decoder, outcome = make_decoder(is_client=is_client)
             assert decoder.feed(data[:start]) == []
             assert decoder.feed(data[start:], room) == sent[:expected]
+            assert decoder.room == room - sum(map(cost, sent[:expected]))
             assert decoder.pending == (expected < len(sent))
             assert decoder.feed(b"", 0) == []
+            assert decoder.room == 0
             assert decoder.pending == (expected < len(sent))
             assert decoder.feed(b"") == sent[expected:]
+            assert decoder.room == sys.maxsize - sum(map(cost, sent[expected:]))
             assert not decoder.pending
             assert outcome.controls == [(9, b"ping")]
 
@@ -472,7 +478,57 @@ def test_a_violation_waits_for_its_turn():
     assert not decoder.pending
 
 
-# The message's own memory
+@both_sides
+def test_room_counts_the_messages_before_a_violation(is_client):
+    decoder, _ = make_decoder(is_client=is_client)
+    good = frame(TEXT, "12345", is_client=is_client)
+    for bad, error in ((frame(TEXT, b"\xff", is_client=is_client), 1007), (b"\xff\xff", 1002)):
+        decoder, _ = make_decoder(is_client=is_client)
+        assert decoder.feed(good + bad + good, 1000) == ["12345"]
+        assert decoder.error.close_code == error
+        assert decoder.room == 1000 - cost("12345")
+        assert decoder.feed(good, 500) == []
+        assert decoder.room == 500
+
+
+@both_sides
+def test_room_counts_what_lent_memory_brings(is_client):
+    decoder, _ = make_decoder(is_client=is_client)
+    assert decoder.room == sys.maxsize
+    data = frame(BINARY, bytes(20_000), is_client=is_client)
+    assert decoder.feed(data[:-20_000], 30_000) == []
+    assert decoder.room == 30_000
+    view = decoder.get_buffer()
+    view[:5] = data[-20_000:-19_995]
+    assert decoder.filled(5, 25_000) == []
+    assert decoder.room == 25_000
+    decoder.get_buffer()[:] = data[-19_995:]
+    assert decoder.filled(19_995, 100) == [bytes(20_000)]
+    assert decoder.room == 100 - cost(bytes(20_000))
+    assert not decoder.pending
+
+
+@both_sides
+def test_a_violation_is_told_once_when_its_turn_comes(is_client):
+    told = []
+    decoder = Decoder(
+        is_client=is_client,
+        max_size=100,
+        on_control=lambda opcode, payload: told.append(payload),
+        on_error=lambda error: told.append((error, decoder.error)),
+    )
+    ping = frame(PING, b"ping", is_client=is_client)
+    data = frame(TEXT, "1", is_client=is_client) + ping + frame(TEXT, "x" * 101, is_client=is_client) + ping
+    assert decoder.feed(data, 1) == ["1"]
+    assert told == []
+    assert decoder.feed(b"", 1) == []
+    assert decoder.error.close_code == 1009
+    assert told == [b"ping", (decoder.error, decoder.error)]
+    assert decoder.feed(data) == []
+    assert len(told) == 2
+
+
+# The message's own memory, and the scratch
 
 
 def test_no_memory_is_lent_outside_a_large_payload():
@@ -488,6 +544,46 @@ def test_no_memory_is_lent_outside_a_large_payload():
     assert decoder.get_buffer() is None
     assert decoder.feed(bytes(16 * 1024 - 1)) == [b"x" + bytes(16 * 1024 - 1)]
     assert decoder.get_buffer() is None
+
+
+def test_the_scratch_is_for_what_has_no_better_place():
+    scratch = memoryview(bytearray(100))
+    decoder, _ = make_decoder(scratch=scratch)
+    assert decoder.get_buffer() is scratch
+    decoder.feed(encode_header(BINARY, 16 * 1024 - 1))
+    assert decoder.get_buffer() is scratch
+    decoder.feed(bytes(16 * 1024 - 1))
+    decoder.feed(encode_header(BINARY, 16 * 1024))
+    assert decoder.get_buffer() is not scratch
+    decoder.feed(b"x", 0)
+    assert decoder.pending
+    assert decoder.get_buffer() is scratch
+    assert decoder.feed(bytes(16 * 1024 - 1)) == [b"x" + bytes(16 * 1024 - 1)]
+    assert decoder.get_buffer() is scratch
+    decoder.feed(b"\xff\xff")
+    assert decoder.error is not None
+    assert decoder.get_buffer() is scratch
+    assert decoder.filled(100) == []
+
+
+@both_sides
+@pytest.mark.parametrize("room", [sys.maxsize, 1, 0])
+@pytest.mark.parametrize("size", [1, 7, 100, 1000])
+def test_decoders_may_share_a_scratch(size, room, is_client):
+    scratch = memoryview(bytearray(size))
+    decoders = [make_decoder(is_client=is_client, scratch=scratch) for _ in range(2)]
+    sent = [[bytes([i + j]) * 50 for j in range(0, 200, 2)] for i in range(2)]
+    data = [b"".join(frame(BINARY, message, is_client=is_client) for message in messages) for messages in sent]
+    for start in range(0, len(data[0]), size):
+        for (decoder, outcome), part in zip(decoders, data, strict=True):
+            part = part[start : start + size]
+            view = decoder.get_buffer()
+            assert view is scratch
+            view[: len(part)] = part
+            outcome.messages += decoder.filled(len(part), room)
+    for (decoder, outcome), messages in zip(decoders, sent, strict=True):
+        outcome.messages += decoder.feed(b"")
+        assert outcome.messages == messages
 
 
 def test_the_same_memory_is_lent_until_something_arrives():
@@ -539,12 +635,13 @@ def test_text_in_the_lent_memory_fails_early():
     assert decoder.get_buffer() is None
 
 
+@pytest.mark.parametrize("scratch", [0, 5000], ids=["without-scratch", "with-scratch"])
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
 @pytest.mark.parametrize("sizes", [(100_000,), (300_000,), (1, 40_000, 0, 200_000), (50_000, 17_000, 3)])
 @both_sides
 @given(reads=st.lists(st.tuples(st.booleans(), st.integers(1, 1000) | st.integers(8_000, 70_000)), max_size=30))
 @settings(max_examples=30)
-def test_lent_memory_gives_the_same_as_feeding(is_client, sizes, opcode, reads):
+def test_lent_memory_gives_the_same_as_feeding(is_client, sizes, opcode, scratch, reads):
     total = sum(sizes)
     message = ("aé€😀" * total).encode()[:total] if opcode == TEXT else os.urandom(total)
     if opcode == TEXT:
@@ -557,7 +654,7 @@ def test_lent_memory_gives_the_same_as_feeding(is_client, sizes, opcode, reads):
         start += size
     encoded += frame(PING, b"", is_client=is_client) + frame(TEXT, "next", is_client=is_client)
 
-    decoder, outcome = make_decoder(is_client=is_client)
+    decoder, outcome = make_decoder(is_client=is_client, scratch=memoryview(bytearray(scratch)) if scratch else None)
     pos = 0
     while pos < len(encoded):
         lend, read = reads.pop() if reads else (True, 64 * 1024)
@@ -566,7 +663,7 @@ def test_lent_memory_gives_the_same_as_feeding(is_client, sizes, opcode, reads):
             outcome.messages += decoder.feed(encoded[pos : pos + read])
             pos += read
         else:
-            count = min(read, len(view))
+            count = min(read, len(view), len(encoded) - pos)
             view[:count] = encoded[pos : pos + count]
             outcome.messages += decoder.filled(count)
             pos += count
@@ -808,6 +905,25 @@ def test_masking_keys_are_the_operating_systems_bytes_each_used_once(monkeypatch
     monkeypatch.setattr(os, "urandom", lambda size: next(remaining)[:size])
     keys = MaskingKeys()
     assert b"".join(keys.next() for _ in range(2048)) == b"".join(pools)
+
+
+@pytest.mark.parametrize("payload", [b"", b"bytes", "téxt", bytearray(b"x" * 200), memoryview(b"x" * 70_000)], ids=repr)
+@pytest.mark.parametrize("fin", [True, False])
+def test_masking_keys_encode_frames_each_with_the_next_key(payload, fin, monkeypatch):
+    pool = os.urandom(4096)
+    monkeypatch.setattr(os, "urandom", lambda size: pool[:size])
+    keys, same = MaskingKeys(), MaskingKeys()
+    for _ in range(3):
+        assert keys.encode_frame(BINARY, payload, fin) == encode_frame(BINARY, payload, same.next(), fin)
+        assert keys.encode_frame(TEXT, payload) == encode_frame(TEXT, payload, same.next())
+        assert keys.next() == same.next()
+
+
+def test_masking_keys_encode_no_lone_surrogate():
+    keys = MaskingKeys()
+    with pytest.raises(UnicodeEncodeError):
+        keys.encode_frame(TEXT, "\ud800")
+    assert decode([keys.encode_frame(TEXT, "next")]) == Outcome(["next"])
 
 
 # Close frames

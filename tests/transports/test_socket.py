@@ -11,7 +11,7 @@ import anyio
 import pytest
 from anyio.abc import SocketAttribute
 
-from anyio_ws.loops import Loop, open_loop
+from anyio_ws.loops import Loop, Waiter, open_loop
 from anyio_ws.tasks import Tasks
 from anyio_ws.transports import socket as module
 from anyio_ws.transports.socket import SocketTransport
@@ -46,7 +46,7 @@ class Recorder:
     async def read_until(self, condition: Callable[[], bool]) -> None:
         """This task reads, as a receiver does."""
         while not condition():
-            await self.transport.wait()
+            await self.transport.waiter.wait()
 
     def get_buffer(self) -> memoryview:
         return self.buffer
@@ -54,11 +54,11 @@ class Recorder:
     def received(self, count: int) -> None:
         self.data += self.buffer[:count]
         self.on_received()
-        self.transport.wake()
+        self.transport.waiter.wake()
         self._note("received")
 
     def eof(self) -> None:
-        self.transport.wake()
+        self.transport.waiter.wake()
         self._note("eof")
 
     def writable(self) -> None:
@@ -103,6 +103,11 @@ Ends = tuple[SocketTransport, Recorder, socket.socket]
 async def settle() -> None:
     for _ in range(20):
         await anyio.lowlevel.checkpoint()
+
+
+async def wait(waiter: Waiter) -> None:
+    """What a task can be started with; on asyncio `Waiter.wait` is no coroutine function."""
+    await waiter.wait()
 
 
 # Reading
@@ -179,18 +184,18 @@ async def test_poll_reads_once_without_waiting(ends: Ends) -> None:
 async def test_wake_lets_wait_return(ends: Ends) -> None:
     transport, _, _ = ends
     transport.start()
-    transport.wake()  # nobody waits: forgotten
+    transport.waiter.wake()  # nobody waits: forgotten
     async with anyio.create_task_group() as group:
-        group.start_soon(transport.wait)  # type: ignore[arg-type]  # any awaitable
+        group.start_soon(wait, transport.waiter)
         await settle()
-        transport.wake()
+        transport.waiter.wake()
 
 
 async def test_wait_returns_when_the_transport_is_closed(ends: Ends) -> None:
     transport, _, _ = ends
     transport.start()
     async with anyio.create_task_group() as group:
-        group.start_soon(transport.wait)  # type: ignore[arg-type]
+        group.start_soon(wait, transport.waiter)
         await settle()
         transport.close()
 
@@ -200,7 +205,7 @@ async def test_a_cancelled_wait_loses_nothing(ends: Ends) -> None:
     transport.start()
     with anyio.CancelScope() as scope:
         async with anyio.create_task_group() as group:
-            group.start_soon(transport.wait)  # type: ignore[arg-type]
+            group.start_soon(wait, transport.waiter)
             await settle()
             far.sendall(b"hello")
             scope.cancel()
@@ -216,7 +221,7 @@ async def test_the_end_is_told_once(ends: Ends) -> None:
     await settle()
     transport.poll()
     assert recorder.events.count("eof") == 1
-    assert transport.write((b"still",)) == 5
+    assert transport.write(b"still") == 5
     assert far.recv(10) == b"still"
 
 
@@ -279,31 +284,38 @@ async def test_a_keyboard_interrupt_aborts_and_goes_on(ends: Ends, where: str) -
 
 async def test_what_is_taken_arrives(ends: Ends) -> None:
     transport, _, far = ends
-    assert transport.write((b"one",)) == 3
-    assert transport.write((b"two", bytearray(b"three"), memoryview(b"four"))) == 12
+    assert transport.write(b"one") == 3
+    assert transport.write_vector((b"two", bytearray(b"three"), memoryview(b"four"))) == 12
     assert far.recv(100) == b"onetwothreefour"
 
 
 async def test_without_sendmsg_one_buffer_is_written_at_a_time(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SENDMSG", False)
+    monkeypatch.setattr(socket.socket, "sendmsg", None, raising=False)
+    transport, _, far = ends
+    assert transport.write_vector((b"one", bytearray(b"two"), memoryview(b"three"))) == 11
+    assert far.recv(100) == b"onetwothree"
+    assert 0 < transport.write_vector((bytes(20_000_000), b"more")) < 20_000_000
+
+
+async def test_what_one_call_does_not_take_of_a_long_vector_may_be_tried_again(ends: Ends) -> None:
     transport, recorder, far = ends
     transport.start()
-    unsent = [b"one", b"two"]
+    unsent = [bytes([i]) for i in range(100)]
 
     def on_writable() -> None:
-        while unsent and transport.write((unsent[0],)):
-            del unsent[0]
+        del unsent[: transport.write_vector(unsent)]
 
     recorder.on_writable = on_writable
-    assert transport.write(unsent) == 3
-    del unsent[0]
+    on_writable()
+    assert 0 < len(unsent) < 100
     await recorder.until(lambda: not unsent)
-    assert far.recv(100) == b"onetwo"
+    assert far.recv(200) == bytes(range(100))
 
 
 async def test_of_several_buffers_as_much_is_taken_as_there_is_room_for(ends: Ends) -> None:
     transport, _, _ = ends
-    assert 0 < transport.write((bytes(20_000_000), b"more")) < 20_000_000
+    assert 0 < transport.write_vector((bytes(20_000_000), b"more")) < 20_000_000
 
 
 async def test_a_full_socket_says_when_it_takes_more(ends: Ends) -> None:
@@ -313,12 +325,12 @@ async def test_a_full_socket_says_when_it_takes_more(ends: Ends) -> None:
 
     def on_writable() -> None:
         nonlocal rest
-        rest = rest[transport.write((rest,)) :]
+        rest = rest[transport.write(rest) :]
 
     recorder.on_writable = on_writable
     on_writable()
     assert rest
-    assert transport.write((b"x", b"y")) == 0
+    assert transport.write_vector((b"x", b"y")) == 0
 
     def drain() -> int:
         count = 0
@@ -336,12 +348,12 @@ async def test_a_full_socket_says_when_it_takes_more(ends: Ends) -> None:
 async def test_a_waiting_reader_that_is_woken_does_not_disturb_the_writer(ends: Ends) -> None:
     transport, recorder, far = ends
     transport.start()
-    while transport.write((bytes(1_000_000),)):
+    while transport.write(bytes(1_000_000)):
         pass
     async with anyio.create_task_group() as group:
-        group.start_soon(transport.wait)  # type: ignore[arg-type]
+        group.start_soon(wait, transport.waiter)
         await settle()
-        transport.wake()
+        transport.waiter.wake()
     await settle()
     far.setblocking(False)
     with pytest.raises(BlockingIOError):
@@ -350,13 +362,14 @@ async def test_a_waiting_reader_that_is_woken_does_not_disturb_the_writer(ends: 
     await recorder.until(lambda: "writable" in recorder.events)
 
 
-async def test_a_broken_write_first_reads_what_the_peer_said(ends: Ends) -> None:
+@pytest.mark.parametrize("vector", [False, True])
+async def test_a_broken_write_first_reads_what_the_peer_said(vector: bool, ends: Ends) -> None:
     transport, recorder, far = ends
     transport.start()
     far.sendall(b"last words")
     far.close()
     transport._sock.shutdown(socket.SHUT_WR)
-    assert transport.write((b"lost",)) == 0
+    assert (transport.write_vector((b"lo", b"st")) if vector else transport.write(b"lost")) == 0
     assert recorder.data == b"last words"
     assert recorder.events == ["received", "fail"]  # the end itself says less than the error does
     assert isinstance(recorder.errors[0], BrokenPipeError)
@@ -365,13 +378,13 @@ async def test_a_broken_write_first_reads_what_the_peer_said(ends: Ends) -> None
 async def test_a_write_during_a_broken_write_does_not_read_in_turn(ends: Ends) -> None:
     transport, recorder, far = ends
     recorder.buffer = memoryview(bytearray(1))
-    recorder.on_received = lambda: taken.append(transport.write((b"answer",)))
+    recorder.on_received = lambda: taken.append(transport.write(b"answer"))
     taken: list[int] = []
     transport.start()
     far.sendall(bytes(5000))
     far.close()
     transport._sock.shutdown(socket.SHUT_WR)
-    assert transport.write((b"lost",)) == 0
+    assert transport.write(b"lost") == 0
     assert taken == [0] * 5000
     (error,) = recorder.errors
     assert isinstance(error, BrokenPipeError)
@@ -385,7 +398,7 @@ async def test_a_bug_in_writable_fails_the_connection(ends: Ends) -> None:
 
     recorder.on_writable = on_writable
     transport.start()
-    while transport.write((bytes(1_000_000),)):
+    while transport.write(bytes(1_000_000)):
         pass
     far.setblocking(False)
     with pytest.raises(BlockingIOError):
@@ -401,7 +414,7 @@ async def test_a_bug_in_writable_fails_the_connection(ends: Ends) -> None:
 async def test_shutdown_ends_one_direction(ends: Ends) -> None:
     transport, recorder, far = ends
     transport.start()
-    transport.write((b"bye",))
+    transport.write(b"bye")
     transport.shutdown()
     assert far.recv(10) == b"bye"
     assert far.recv(10) == b""
@@ -429,7 +442,7 @@ async def test_abort_resets(ends: Ends) -> None:
 async def test_close_while_a_write_waits_stops_it(ends: Ends) -> None:
     transport, recorder, _ = ends
     transport.start()
-    while transport.write((bytes(1_000_000),)):
+    while transport.write(bytes(1_000_000)):
         pass
     await settle()
     transport.close()

@@ -15,7 +15,7 @@ from anyio.streams.tls import TLSAttribute
 
 from anyio_ws import CloseInfo, WebSocket, accept, connect
 from anyio_ws.core import Core
-from anyio_ws.loops import Loop, open_loop
+from anyio_ws.loops import Loop, Waiter, open_loop
 from anyio_ws.options import Options
 from anyio_ws.protocol import ClientHandshake, encode_frame, parse_url
 from anyio_ws.tasks import Tasks
@@ -26,6 +26,11 @@ async def settle() -> None:
     """Let everything happen that happens without time passing."""
     for _ in range(50):
         await anyio.lowlevel.checkpoint()
+
+
+async def wait(waiter: Waiter) -> None:
+    """What a task can be started with; on asyncio `Waiter.wait` is no coroutine function."""
+    await waiter.wait()
 
 
 def objects(capacity: float = math.inf) -> tuple[ObjectStream[bytes], ObjectStream[bytes]]:
@@ -105,11 +110,11 @@ class Recorder:
         assert not self.transport.closed
         self.data += self.buffer[:count]
         self.on_received()
-        self.transport.wake()
+        self.transport.waiter.wake()
 
     def eof(self) -> None:
         self.ended += 1
-        self.transport.wake()
+        self.transport.waiter.wake()
 
     def send(self, data: bytes) -> None:
         self.unsent = memoryview(data)
@@ -117,7 +122,7 @@ class Recorder:
 
     def writable(self) -> None:
         assert not self.transport.closed
-        self.unsent = self.unsent[self.transport.write((self.unsent,)) :]
+        self.unsent = self.unsent[self.transport.write(self.unsent) :]
 
     def fail(self, exc: Exception) -> None:
         self.errors.append(exc)
@@ -228,7 +233,7 @@ async def test_what_arrives_is_received_in_pieces_of_the_buffer(end: End) -> Non
     transport, recorder, far = end
     await far.send(bytes(range(256)) * 10)
     while len(recorder.data) < 2560:
-        await transport.wait()
+        await transport.waiter.wait()
     assert recorder.data == bytes(range(256)) * 10
 
 
@@ -314,7 +319,7 @@ async def test_a_peer_that_said_close_and_ended_its_side_may_read_slowly() -> No
         transport = StreamTransport(near, loop)
         core = Core(transport, loop, Options(ping_interval=None), is_client=False)
         core.start(b"")
-        core.commit(2, bytes(1000))
+        core.send_batch([(2, bytes(1000))])
         await far.send(encode_frame(8, b"\x03\xe8", b"mask"))
         await far.send_eof()
         await anyio.sleep(2 * CLOSE_SECONDS)
@@ -340,7 +345,7 @@ async def test_the_end_is_told_and_writing_goes_on(end: End) -> None:
     await far.send_eof()
     await settle()
     assert recorder.ended == 1
-    transport.write((b"still",))
+    transport.write(b"still")
     assert await far.receive() == b"still"
 
 
@@ -379,7 +384,7 @@ async def test_a_broken_stream_fails_as_an_oserror_with_its_cause(method: str) -
     error = anyio.BrokenResourceError()
     async with far, end_of(Broken(near, **{method: error})) as (transport, recorder):
         transport.start()
-        transport.write((b"lost",))
+        transport.write(b"lost")
         transport.shutdown()
         await settle()
         assert [str(exc) for exc in recorder.errors] == ["the stream broke: BrokenResourceError"]
@@ -415,7 +420,7 @@ async def test_no_more_is_taken_than_a_chunk_ahead(end: End) -> None:
         data = bytes(range(256)) * 1000
         recorder.send(data)
         assert len(recorder.unsent) == len(data) - CHUNK
-        assert transport.write((b"no more",)) == 0
+        assert transport.write(b"no more") == 0
         got = b""
         while len(got) < len(data):
             got += await far.receive()
@@ -424,14 +429,14 @@ async def test_no_more_is_taken_than_a_chunk_ahead(end: End) -> None:
 
 async def test_several_buffers_are_sent_in_order(end: End) -> None:
     transport, _, far = end
-    assert transport.write((b"one", bytearray(b"two"), memoryview(b"three"))) == 11
+    assert transport.write_vector((b"one", bytearray(b"two"), memoryview(b"three"))) == 11
     await settle()
     assert b"".join([await far.receive() for _ in range(3)]) == b"onetwothree"
 
 
 async def test_shutdown_ends_our_direction_after_what_was_taken(end: End) -> None:
     transport, recorder, far = end
-    transport.write((b"bye",))
+    transport.write(b"bye")
     transport.shutdown()
     assert await far.receive() == b"bye"
     with pytest.raises(anyio.EndOfStream):
@@ -456,7 +461,7 @@ async def test_close_sends_what_was_taken_then_closes_the_stream_even_if_the_own
             transport = StreamTransport(near, loop)
             Recorder(transport)
             transport.start()
-            transport.write((b"one", b"two"))
+            transport.write_vector((b"one", b"two"))
             await settle()
             transport.close()
             transport.close()
@@ -477,7 +482,7 @@ async def test_close_gives_a_peer_that_takes_nothing_a_second() -> None:
             transport = StreamTransport(near, loop)
             Recorder(transport)
             transport.start()
-            transport.write((b"lost",))
+            transport.write(b"lost")
             await settle()
             transport.close()
         assert anyio.current_time() - started == pytest.approx(CLOSE_SECONDS)
@@ -492,7 +497,7 @@ async def test_abort_sends_nothing_more() -> None:
             transport = StreamTransport(near, loop)
             Recorder(transport)
             transport.start()
-            transport.write((b"lost",))
+            transport.write(b"lost")
             await settle()
             transport.abort()
             transport.abort()
@@ -513,7 +518,7 @@ async def test_a_transport_that_was_never_started_closes_its_stream(end: Callabl
 async def test_close_lets_wait_return(end: End) -> None:
     transport, _, _ = end
     async with anyio.create_task_group() as group:
-        group.start_soon(transport.wait)  # type: ignore[arg-type]  # any awaitable
+        group.start_soon(wait, transport.waiter)
         await settle()
         transport.close()
 

@@ -55,7 +55,7 @@ class Recorder:
     def writable(self) -> None:
         self.writables += 1
         while self.unsent:
-            taken = self.transport.write((self.unsent,))
+            taken = self.transport.write(self.unsent)
             self.unsent = self.unsent[taken:]
             if self.unsent:
                 return
@@ -298,7 +298,7 @@ async def test_close_notify_is_an_end(ends: Ends) -> None:
 
 
 async def test_garbage_fails_and_is_answered_with_an_alert(ends: Ends) -> None:
-    ends.client_pipe.write((b"\x17\x03\x03\x00\x20" + bytes(32),))
+    ends.client_pipe.write(b"\x17\x03\x03\x00\x20" + bytes(32))
     await settle()
     assert isinstance(ends.at_server.errors[0], ssl.SSLError)
     assert len(ends.at_server.errors) == 1
@@ -330,7 +330,7 @@ async def test_a_big_write_is_taken_in_slices(ends: Ends) -> None:
     assert taken <= 3 * SLICE  # what the pipe takes, and a slice that waits
     assert ends.client._pending is not None
     assert len(ends.client._pending) < 2 * SLICE
-    assert ends.client.write((b"no more",)) == 0
+    assert ends.client.write(b"no more") == 0
     ends.server.resume()
     for _ in range(100):
         await settle()
@@ -354,7 +354,7 @@ async def test_what_is_short_shares_a_record(buffers: list[int], ends: Ends) -> 
     data = [bytes([i]) * size for i, size in enumerate(buffers)]
     whole = sum(buffers)
     ends.server.pause()
-    assert ends.client.write(data) == whole
+    assert ends.client.write_vector(data) == whole
     assert len(records(ends.server_pipe)) == -(-whole // 16384)  # a record holds 16 KiB at most
     ends.server.resume()
     await settle()
@@ -363,31 +363,32 @@ async def test_what_is_short_shares_a_record(buffers: list[int], ends: Ends) -> 
 
 async def test_nothing_is_no_record(ends: Ends) -> None:
     ends.server.pause()
-    assert ends.client.write((b"", b"")) == 0
+    assert ends.client.write(b"") == 0
+    assert ends.client.write_vector((b"", b"")) == 0
     assert records(ends.server_pipe) == []
 
 
 async def test_several_buffers_are_one_write(ends: Ends) -> None:
-    assert ends.client.write((b"one", bytearray(b"two"), memoryview(b"three"))) == 11
+    assert ends.client.write_vector((b"one", bytearray(b"two"), memoryview(b"three"))) == 11
     await settle()
     assert ends.at_server.data == b"onetwothree"
 
 
 async def test_a_write_that_broke_takes_nothing(ends: Ends) -> None:
     ends.server_pipe.abort()
-    assert ends.client.write((b"lost",)) == 0
+    assert ends.client.write(b"lost") == 0
     assert isinstance(ends.at_client.errors[0], BrokenPipeError)
 
 
 async def test_a_write_after_shutdown_fails(ends: Ends) -> None:
     ends.client.shutdown()
-    assert ends.client.write((b"late",)) == 0
+    assert ends.client.write(b"late") == 0
     assert isinstance(ends.at_client.errors[0], ssl.SSLError)
 
 
 async def test_nothing_is_taken_after_close(ends: Ends) -> None:
     ends.client.close()
-    assert ends.client.write((b"late",)) == 0
+    assert ends.client.write(b"late") == 0
     await settle()
     assert ends.at_server.data == b""
 
@@ -411,8 +412,8 @@ class WantsToRead:
 
 async def test_a_write_that_wants_to_read_first_goes_on_when_something_came(ends: Ends) -> None:
     ends.client._object = WantsToRead(ends.client._object)  # type: ignore[assignment]
-    assert ends.client.write((b"first ",)) == 6
-    assert ends.client.write((b"second",)) == 0
+    assert ends.client.write(b"first ") == 6
+    assert ends.client.write(b"second") == 0
     await settle()
     assert ends.at_server.data == b"first "
     writables = ends.at_client.writables
@@ -420,7 +421,7 @@ async def test_a_write_that_wants_to_read_first_goes_on_when_something_came(ends
     await settle()
     assert ends.at_client.data == b"go on"
     assert ends.at_client.writables == writables + 1
-    assert ends.client.write((b"second",)) == 6
+    assert ends.client.write(b"second") == 6
     await settle()
     assert ends.at_server.data == b"first second"
 
@@ -432,7 +433,7 @@ async def test_shutdown_comes_after_what_waits(ends: Ends) -> None:
     ends.server.pause()
     ends.at_client.send(bytes(2 * SLICE + 100))
     while ends.at_client.unsent:
-        taken = ends.client.write((ends.at_client.unsent,))
+        taken = ends.client.write(ends.at_client.unsent)
         ends.at_client.unsent = ends.at_client.unsent[taken:]
         if not taken:
             break
@@ -542,9 +543,9 @@ async def test_a_write_that_was_taken_whole_is_unsent_until_the_receiver_hears_t
     shutdown: bool, ends: Ends
 ) -> None:
     ends.server.pause()
-    assert ends.client.write((bytes(60_000),)) == 60_000
+    assert ends.client.write(bytes(60_000)) == 60_000
     assert not ends.client.unsent
-    assert ends.client.write((bytes(10_000),)) == 10_000
+    assert ends.client.write(bytes(10_000)) == 10_000
     assert ends.client.unsent
     if shutdown:
         ends.client.shutdown()
@@ -583,7 +584,7 @@ async def test_a_peer_that_said_close_and_ended_its_side_still_gets_what_was_com
     core.start(b"")
     ends.client.pause()
     for _ in range(frames):
-        core.commit(2, bytes(40_000))
+        core.send_large(2, bytes(40_000))
     ends.at_client.send(encode_frame(8, b"\x03\xe8", b"mask"))
     ends.client_pipe.shutdown()
     await settle()
@@ -601,8 +602,8 @@ async def test_a_peer_that_said_close_and_ended_its_side_still_gets_what_was_com
 async def test_more_than_the_transport_below_takes_at_once_goes_out_in_turns(ends: Ends) -> None:
     ends.server.pause()
     whole = CAPACITY - 4 * 22  # with what TLS 1.3 adds to each of its four records it fills the pipe
-    assert ends.client.write((bytes(whole),)) == whole
-    assert ends.client.write((bytes(SLICE),)) == SLICE
+    assert ends.client.write(bytes(whole)) == whole
+    assert ends.client.write(bytes(SLICE)) == SLICE
     ends.server.resume()
     await settle()
     assert len(ends.at_server.data) == whole + SLICE

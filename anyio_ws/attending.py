@@ -1,0 +1,261 @@
+"""The connections of a server: a task for each, which is opening handshake, handler and closing handshake.
+
+Theory of operation. There may be very many of these tasks, so they are started as the event loop itself does it
+(`Loop.start_task`): a task of a task group has a handle, an event and a cancel scope of its own, which is a fifth of
+what an idle connection takes. What the group would do is done here. Around each task is one cancel scope; one task of
+the server's group, `Attendants.run`, is cancelled with the surroundings, and then cancels all these scopes and waits
+until the last of their tasks has ended. So does leaving. `drain` cancels the same scopes, but only of those that are
+in their opening handshake or their handler.
+"""
+
+import math
+import random
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, cast
+
+from anyio import CancelScope, current_time, get_cancelled_exc_class, sleep_forever
+from anyio.lowlevel import checkpoint_if_cancelled
+
+from .core import Core
+from .exceptions import HandshakeError, HandshakeRejected
+from .logs import NO_ID
+from .logs import server_logger as logger
+from .loops import Loop
+from .opening import closing_code
+from .protocol import Response
+from .running import is_own_closing
+from .tasks import Tasks
+from .transports.base import Transport
+from .upgrade import Address, Rules, upgrade
+from .websocket import WebSocket
+
+Handler = Callable[[WebSocket], Awaitable[object]]
+
+
+class Attendant:
+    """The task of one connection.
+
+    Attributes:
+        task: what is running it; asyncio itself does not keep a task alive that waits.
+        ws: the connection once it is open.
+        core: its core.
+        scope: around all of the task.
+        handling: the handler is running.
+        out_of_time: the scope was cancelled because the handler outlasted the grace of `drain`.
+    """
+
+    __slots__ = ("_all", "core", "handling", "out_of_time", "scope", "task", "ws")
+
+    def __init__(self, attendants: "Attendants") -> None:
+        self._all = attendants
+        self.task: Any = None
+        self.ws: WebSocket | None = None
+        self.core: Core | None = None
+        self.scope: CancelScope = CancelScope()
+        self.handling: bool = False
+        self.out_of_time: bool = False
+
+    async def run(self, transport: Transport, remote_address: Address) -> None:
+        self.task = self._all.loop.current_task()
+        try:
+            with self.scope:
+                if await self._open(transport, remote_address):
+                    await self._handle()
+        except BaseException as exc:
+            self._all.tasks.record(exc)
+        finally:
+            transport.abort()
+            self._all.ended(self)
+
+    async def _open(self, transport: Transport, remote_address: Address) -> bool:
+        """Do the opening handshake. Returns whether there is a connection."""
+        all_ = self._all
+        try:
+            self.ws, self.core = await upgrade(
+                transport,
+                all_.loop,
+                all_.rules,
+                secure=all_.secure,
+                remote_address=remote_address,
+                refusal=all_.refusal,
+            )
+        except HandshakeRejected as exc:
+            all_.rejected += 1
+            answer = exc.response
+            logger.info(
+                "a request from %s was answered %d %s",
+                remote_address,
+                answer.status_code,
+                answer.reason_phrase,
+                extra=NO_ID,
+            )
+            return False
+        except HandshakeError as exc:
+            all_.rejected += 1
+            logger.info("opening handshake with %s failed: %s", remote_address, exc, extra=NO_ID)
+            return False
+        all_.accepted += 1
+        all_.opened += 1
+        return True
+
+    async def _handle(self) -> None:
+        """Call the handler, then close: with 1000, 1001 if it was cancelled, 1011 if it failed."""
+        ws, core = self.ws, self.core
+        assert ws is not None
+        assert core is not None
+        code = 1001  # if we are cancelled anywhere below
+        try:
+            self.handling = True
+            try:
+                await self._all.handler(ws)
+                code = 1000
+                if core.debug:
+                    count = core.messages_received
+                    logger.debug(
+                        "the handler has returned, messages received: %d", count, extra={"connection_id": ws.id}
+                    )
+            except Exception as exc:
+                code = _failed(exc, ws, core)
+            except BaseExceptionGroup as group:  # trio: a nursery of the handler mixes our cancellation in
+                rest = group.split(get_cancelled_exc_class())[1]
+                if isinstance(rest, ExceptionGroup):
+                    code = _failed(cast("ExceptionGroup[Exception]", rest), ws, core)
+                elif rest is not None:
+                    raise
+            finally:
+                self.handling = False
+            if self.scope.cancel_called:  # the handler may have swallowed it
+                if code == 1000:
+                    code = 1001
+                await checkpoint_if_cancelled()
+            await ws.aclose(code)
+        except BaseException as exc:
+            if not core.closing or self.out_of_time:
+                if not isinstance(exc, get_cancelled_exc_class()):
+                    code = closing_code(exc)  # KeyboardInterrupt or SystemExit, which will end the program
+                bound = self._all.rules.options.ending_bound
+                with CancelScope(shield=True, deadline=current_time() + bound):
+                    await ws.aclose(code)
+            raise
+        finally:
+            core.abort()  # nothing happens if it is gone; else tasks outside the handler may wait for it
+
+
+class Attendants:
+    """All of them.
+
+    Attributes:
+        handler: the server's, and so the rest.
+        accepted: connections that were opened.
+        rejected: opening handshakes that failed, or were refused.
+        opened: connections that are open, or in their closing handshake.
+        draining: no more are opened.
+        idle: called when the last one has ended while draining.
+    """
+
+    loop: Loop
+    tasks: Tasks
+
+    def __init__(
+        self, handler: Handler, rules: Rules, *, secure: bool, max_connections: int | None, idle: Callable[[], None]
+    ) -> None:
+        self.handler = handler
+        self.rules = rules
+        self.secure = secure
+        self.accepted = self.rejected = self.opened = 0
+        self.draining = False
+        self._max_connections = max_connections
+        self._idle = idle
+        self._all: set[Attendant] = set()
+        self._leaving = False
+
+    def enter(self, tasks: Tasks, loop: Loop) -> None:
+        self.tasks = tasks
+        self.loop = loop
+        self._none_left = loop.waiter()
+        tasks.start(self._run)
+
+    async def _run(self) -> None:
+        """Pass the cancellation of the surroundings on, and wait for the last one to end."""
+        try:
+            await sleep_forever()
+        finally:
+            self._leaving = True
+            for attendant in self._all:
+                attendant.scope.cancel()
+            with CancelScope(shield=True):
+                while self._all:
+                    await self._none_left.wait()
+
+    def start(self, transport: Transport, remote_address: Address) -> None:
+        """Attend to a connection; if all others are cancelled already, just close it."""
+        if self._leaving:
+            transport.abort()
+            return
+        attendant = Attendant(self)
+        self._all.add(attendant)
+        self.loop.start_task(attendant.run, transport, remote_address)
+
+    def ended(self, attendant: Attendant) -> None:
+        """Its task is ending."""
+        self._all.discard(attendant)
+        if attendant.ws is not None:
+            self.opened -= 1
+        if not self._all:
+            self._none_left.wake()
+            if self.draining:
+                self._idle()
+
+    @property
+    def connections(self) -> frozenset[WebSocket]:
+        """Those that are open now."""
+        return frozenset(each.ws for each in self._all if each.ws is not None and each.ws.close_info is None)
+
+    def refusal(self) -> Response | None:
+        """Why no more connections are opened, if they are not."""
+        if self.draining:
+            return Response(503, body="the server is closing; expected a request to another one\n")
+        if self._max_connections is not None and self.opened >= self._max_connections:
+            return Response(503, body=f"the server has {self._max_connections} connections (max_connections)\n")
+        return None
+
+    # Draining
+
+    def has_task(self, task: object) -> bool:
+        """Whether a task is one of ours, with an open connection."""
+        return any(each.task is task and each.ws is not None for each in self._all)
+
+    def drain(self, code: int, reason: str, *, grace: float, jitter: float) -> None:
+        """Close all connections, and see to it that they end."""
+        self.draining = True
+        now = self.loop.time()
+        for core in self._cores():
+            self.loop.call_at(now + random.uniform(0, jitter), partial(core.close, code, reason))
+        if grace < math.inf:
+            self.loop.call_at(now + jitter + grace, self._end_grace)
+        if not self._all:
+            self._idle()
+
+    def _end_grace(self) -> None:
+        """Cancel the handlers, and handshakes; closing handshakes have until the bound of any cancellation."""
+        for attendant in self._all:
+            attendant.out_of_time = attendant.handling
+            if attendant.handling or attendant.ws is None:
+                attendant.scope.cancel()
+        self.loop.call_at(self.loop.time() + self.rules.options.ending_bound, self._abort)
+
+    def _abort(self) -> None:
+        for core in self._cores():
+            core.abort()
+
+    def _cores(self) -> list[Core]:
+        return [each.core for each in self._all if each.core is not None]
+
+
+def _failed(exc: Exception, ws: WebSocket, core: Core) -> int:
+    """A handler raised: log it; return the close code."""
+    if is_own_closing(exc, core):
+        return 1000  # its connection has ended, which is logged already; it did not fail
+    logger.error("handler failed", exc_info=exc, extra={"connection_id": ws.id})
+    return 1011
