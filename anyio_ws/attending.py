@@ -163,8 +163,10 @@ class Attendants:
         self.handler = handler
         self.rules = rules
         self.secure = secure
-        self.accepted = self.rejected = self.opened = 0
-        self.draining = False
+        self.accepted: int = 0
+        self.rejected: int = 0
+        self.opened: int = 0
+        self.draining: bool = False
         self._max_connections = max_connections
         self._idle = idle
         self._all: set[Attendant] = set()
@@ -184,9 +186,15 @@ class Attendants:
             self._leaving = True
             for attendant in self._all:
                 attendant.scope.cancel()
+            late: BaseException | None = None
             with CancelScope(shield=True):
                 while self._all:
-                    await self._none_left.wait()
+                    try:
+                        await self._none_left.wait()
+                    except get_cancelled_exc_class() as exc:
+                        late = exc  # asyncio's own task.cancel(), which no shield stops; they must not outlive us
+            if late is not None:
+                raise late
 
     def start(self, transport: Transport, remote_address: Address) -> None:
         """Attend to a connection; if all others are cancelled already, just close it."""

@@ -20,6 +20,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from itertools import islice
 from typing import Literal, cast
 
 from anyio import Event
@@ -28,7 +29,7 @@ from anyio.abc import SocketAttribute
 from .exceptions import CloseInfo, ConnectionClosed, ConnectionClosedError, ConnectionClosedOK, EndOfMessages
 from .keepalive import Keepalive, Ping
 from .logs import NO_ID, client_logger, describe, describe_close, server_logger
-from .loops import Loop, Timer
+from .loops import Loop, Timer, Waiter
 from .options import Options
 from .outbox import Outbox
 from .protocol import Close, Connection, Opcode, ProtocolError
@@ -64,8 +65,8 @@ class Core:
     __slots__ = (
         "_began",
         "_deadline",
-        "_discarded",
         "_decoder",
+        "_discarded",
         "_delivering",
         "_eof",
         "_hanging_up",
@@ -117,13 +118,13 @@ class Core:
         *,
         is_client: bool,
     ) -> None:
-        self.transport = transport
+        self.transport: Transport = transport
         self.connection: Connection = Connection(
             is_client=is_client, max_size=options.max_size, scratch=loop.budget.scratch
         )
-        self.loop = loop
-        self.options = options
-        self.is_client = is_client
+        self.loop: Loop = loop
+        self.options: Options = options
+        self.is_client: bool = is_client
         self.logger: logging.Logger = client_logger if is_client else server_logger
         self.debug: bool = self.logger.isEnabledFor(logging.DEBUG)
         self._id: str | None = None
@@ -134,7 +135,7 @@ class Core:
         self.room: int = self._limit  # of the inbox; what was taken since is counted when the rest is used up
         self.paused: bool = False  # the inbox is full
         self.receiver: object | None = None  # the task that waits for a message
-        self.waits = 0  # how often a task began to
+        self.waits: int = 0  # how often a task began to
         self.stopped: bool = False  # the inbox gets nothing more
         self._discarded = 0  # messages that our Close took from the inbox
         self._ignored = 0  # messages that came after it
@@ -146,11 +147,11 @@ class Core:
         self.get_buffer: Callable[[], memoryview] = cast("Callable[[], memoryview]", self.connection.get_buffer)
         self._decoder = self.connection.decoder
         self._time = loop.time
-        self.waiter = transport.waiter
+        self.waiter: Waiter = transport.waiter
 
         # Sending
         self.outbox: Outbox = Outbox(transport, loop, options.write_buffer_size)
-        self.encode = self.connection.encode
+        self.encode: Callable[[int, str | Buffer], bytes] = self.connection.encode
         self.last_moved: float = self.last_received  # when the transport last took something from the outbox
 
         # Pings
@@ -169,7 +170,7 @@ class Core:
         self._shut = False  # our side of the transport is closed
         self.ended_event: Event | None = None
         self.gone_event: Event | None = None
-        self.closers = 0  # tasks that wait for it in aclose()
+        self.closers: int = 0  # tasks that wait for it in aclose()
 
         # Counters
         self.messages_sent: int = 0
@@ -361,14 +362,24 @@ class Core:
         else:
             self.outbox.write_parts(encode_header(opcode, len(payload)), payload)
 
-    def send_batch(self, items: list[tuple[int, str | Buffer]]) -> None:
-        """Commit messages that go out in one write; it is their sender's turn."""
-        frames = b"".join([self.encode(opcode, payload) for opcode, payload in items])
-        self.messages_sent += len(items)
-        if self.debug:
-            for opcode, payload in items:
+    def send_batch(self, items: list[tuple[int, str | Buffer]], start: int) -> int:
+        """Commit messages from `start` on, as many as fill the outbox, in one write; it is their sender's turn.
+
+        Returns:
+            Where to go on.
+        """
+        frames: list[bytes] = []
+        room = self.options.write_buffer_size - self.outbox.size
+        for opcode, payload in islice(items, start, None):
+            frames.append(self.encode(opcode, payload))
+            room -= len(frames[-1])
+            if self.debug:
                 self.log_sent(opcode, payload)
-        self.outbox.write(frames)
+            if room <= 0:
+                break
+        self.messages_sent += len(frames)
+        self.outbox.write(b"".join(frames))
+        return start + len(frames)
 
     def _control(self, frame: bytes) -> None:
         """Send a control frame, before all senders that wait for their turn."""

@@ -80,7 +80,8 @@ async def upgrade(
         request, response = await _answer(handshake, opening, rules.process_request, refusal, deadline)
     except BaseException as exc:
         transport.abort()
-        if isinstance(exc, Exception) and deadline.passed:
+        was_answered = isinstance(exc, HandshakeRejected | InvalidHandshake)  # even if the peer then did not hang up
+        if deadline.passed and isinstance(exc, Exception) and not was_answered:
             seconds = rules.options.open_timeout
             raise OpenTimeout(f"no request for a WebSocket was complete within open_timeout={seconds:g} s") from None
         if isinstance(exc, OSError):
@@ -181,7 +182,7 @@ def _accept(handshake: ServerHandshake, request: Request, response: Response | N
         if not request.is_websocket:
             raise ValueError("process_request answered 101 to a request that is not for a WebSocket")
         return handshake.accept(response)
-    except ValueError:
+    except Exception:  # a ValueError, or whatever comes of attributes that were set to something else
         server_logger.exception("process_request failed", extra=NO_ID)
         response = Response(500, body="internal error\n")
         return response, handshake.reject(response)
@@ -190,7 +191,7 @@ def _accept(handshake: ServerHandshake, request: Request, response: Response | N
 def _reject(handshake: ServerHandshake, response: Response) -> tuple[Response, bytes]:
     try:
         return response, handshake.reject(response)
-    except ValueError:
+    except Exception:  # a ValueError, or whatever comes of attributes that were set to something else
         server_logger.exception("process_request failed", extra=NO_ID)
         response = Response(500, body="internal error\n")
         return response, handshake.reject(response)

@@ -19,7 +19,6 @@ from anyio.abc import ObjectStream
 from .core import Core, check_close
 from .exceptions import CloseInfo, ConnectionClosedError, ConnectionClosedOK
 from .protocol import Opcode, ProtocolError, Request, Response
-from .protocol.frames import MESSAGE_OVERHEAD
 from .running import run
 from .stats import Stats
 from .transports.base import Buffer
@@ -289,22 +288,27 @@ class WebSocket(ObjectStream[str | bytes]):
             await self._turn()
         # Committing: nothing below suspends until all of it is done.
         core = self._core
-        if len(item) >= LARGE and not isinstance(item, str):
-            core.send_large(opcode, item)
-        else:
-            frame = core.encode(opcode, item)
-            core.messages_sent += 1
-            if core.debug:
-                core.log_sent(opcode, item)
-            if self._inbox:
-                outbox.join(frame)  # more messages wait to be received: their replies can leave together
-            elif outbox.size:
-                outbox.write(frame)
-            else:  # the same without a detour
-                taken = self._write(frame)
-                outbox.taken += taken
-                if taken != len(frame):
-                    outbox.keep(memoryview(frame)[taken:])
+        large = None if len(item) < LARGE or isinstance(item, str) else item
+        frame = b"" if large is not None else core.encode(opcode, item)
+        try:
+            if large is not None:
+                core.send_large(opcode, large)
+            else:
+                core.messages_sent += 1
+                if core.debug:
+                    core.log_sent(opcode, item)
+                if self._inbox:
+                    outbox.join(frame)  # more messages wait to be received: their replies can leave together
+                elif outbox.size:
+                    outbox.write(frame)
+                else:  # what outbox.write() would do
+                    taken = self._write(frame)
+                    outbox.taken += taken
+                    if taken != len(frame):
+                        outbox.keep(memoryview(frame)[taken:])
+        except BaseException:  # KeyboardInterrupt under trio: nothing may follow half a frame
+            core.abort()
+            raise
         if not outbox.free:
             await self._settle()
 
@@ -338,30 +342,25 @@ class WebSocket(ObjectStream[str | bytes]):
         await self._checkpoint()
         if self._core.closing:
             raise self._core.exception()
-        batch: list[tuple[int, str | Buffer]] = []
-        size = 0
-        checked = [_kind(item, None) for item in items]
-        for _, payload in checked:
-            if isinstance(payload, str) and not payload.isascii():
-                payload.encode()  # may have a lone surrogate
-        limit = self._core.options.write_buffer_size
-        for message in checked:
-            batch.append(message)
-            size += len(message[1]) + MESSAGE_OVERHEAD  # more than the header of its frame
-            if size >= limit:
-                await self._send_batch(batch)
-                batch, size = [], 0
-                if self._budget.exhausted():
-                    await self._yield()
-        if batch:
-            await self._send_batch(batch)
-
-    async def _send_batch(self, batch: list[tuple[int, str | Buffer]]) -> None:
-        if not self._outbox.free:
-            await self._turn()
-        self._core.send_batch(batch)
-        if not self._outbox.free:
-            await self._settle()
+        checked: list[tuple[int, str | Buffer]] = []
+        for item in items:
+            if type(item) is bytes:
+                checked.append((2, item))
+            else:
+                checked.append(_kind(item, None))
+                if isinstance(item, str) and not item.isascii():
+                    item.encode()  # may have a lone surrogate
+            if not len(checked) & 63 and self._budget.exhausted():
+                await self._yield()
+        start = 0
+        while start < len(checked):
+            if not self._outbox.free:
+                await self._turn()
+            start = self._core.send_batch(checked, start)
+            if not self._outbox.free:
+                await self._settle()
+            if self._budget.exhausted():
+                await self._yield()
 
     async def send_json(self, obj: Any) -> None:
         """Encode an object with the option `json` and send it as a text message.
@@ -397,7 +396,7 @@ class WebSocket(ObjectStream[str | bytes]):
         raise NotImplementedError("a WebSocket cannot close one direction only; use aclose()")
 
     async def _checkpoint(self) -> None:
-        """What begins every call that may complete without waiting."""
+        """What begins every call that may complete without waiting; `send` has a copy, and `_receive` its own."""
         budget = self._budget
         budget.sends -= 1
         if not budget.sends & 7 and budget.exhausted():

@@ -137,7 +137,10 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     names = list(dict.fromkeys(program.name for program in PROGRAMS))
     whats = ["codec", "servers", "memory", "clients"]
-    parser.add_argument("what", nargs="*", choices=whats, help="what to measure: all, if there is none")
+    # Python 3.11 compares no argument at all with the choices.
+    parser.add_argument(
+        "what", nargs="*", metavar=f"{{{','.join(whats)}}}", help="what to measure: all, if there is none"
+    )
     parser.add_argument("--loops", nargs="+", choices=LOOPS, default=LOOPS)
     parser.add_argument("--programs", nargs="+", choices=names, default=names)
     parser.add_argument("--repetitions", type=int, default=3, help="of which the table has the medians (%(default)s)")
@@ -146,6 +149,9 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if not 0 < arguments.seconds <= 10:
         parser.error("--seconds: expected more than 0, and at most 10, lest a library sends a Ping")
+    for what in arguments.what:
+        if what not in whats:
+            parser.error(f"{what} is not one of {', '.join(whats)}")
     arguments.what = arguments.what or whats
     return arguments
 

@@ -286,6 +286,36 @@ async def test_send_many_of_nothing_does_nothing():
         assert client.stats.messages_sent == 0
 
 
+async def test_send_many_fills_the_outbox_to_its_limit_in_bytes_whatever_the_text():
+    async with raw_peer(write_buffer_size=10_000) as (peer, ws), anyio.create_task_group() as tg:
+        peer.pause()
+        Call(tg, ws.send_many, ["\u4e2d" * 100] * 1000)
+        await settle()
+        assert 10_000 <= ws._outbox.size < 10_400
+        ws.abort()
+
+
+async def test_send_many_lets_other_tasks_run_while_it_looks_at_its_items():
+    async with connected_pair(receive_buffer_size=2**24) as (client, _server), anyio.create_task_group() as tg:
+        budget = client._budget
+        looks = []
+
+        async def look():
+            while True:
+                looks.append(budget.sends)
+                await anyio.lowlevel.checkpoint()
+
+        def items():
+            for _ in range(300):
+                budget.sends = 0  # as if the time were over
+                yield "x"
+
+        tg.start_soon(look)
+        await client.send_many(items())
+        assert len(looks) >= 3
+        tg.cancel_scope.cancel()
+
+
 async def test_send_many_on_an_ended_connection_raises():
     async with connected_pair() as (client, _server):
         await client.aclose()

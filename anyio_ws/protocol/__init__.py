@@ -13,7 +13,7 @@ from .frames import (
     encode_header,
     parse_close,
 )
-from .handshake import ClientHandshake, ServerHandshake
+from .handshake import ClientHandshake, ServerHandshake, ServerRules
 from .http import Headers, Request, Response
 from .url import URL, parse_url
 
@@ -34,6 +34,7 @@ __all__ = [
     "Request",
     "Response",
     "ServerHandshake",
+    "ServerRules",
     "WebSocketError",
     "apply_mask",
     "encode_close",

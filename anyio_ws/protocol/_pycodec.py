@@ -409,7 +409,7 @@ class Decoder:
             room: as for ``feed``.
 
         Returns:
-            The messages that were completed, at most one.
+            The messages that were completed.
         """
         if self._view is None:
             assert self._scratch is not None

@@ -29,6 +29,9 @@ from .frames import (
     parse_close,
 )
 
+MAX_PINGS = 1000
+"""Pings of one chunk that are all answered. A chunk of 128 KiB may have sixty times as many."""
+
 
 class Close(NamedTuple):
     """A Close frame: its code (1005 if it carried none) and reason, RFC 6455 §5.5.1."""
@@ -77,7 +80,7 @@ class Connection:
     )
 
     def __init__(self, *, is_client: bool, max_size: int | None = 2**20, scratch: memoryview | None = None) -> None:
-        self.decoder = Decoder(
+        self.decoder: Decoder = Decoder(
             is_client=is_client,
             max_size=max_size,
             on_control=self._on_control,
@@ -138,7 +141,10 @@ class Connection:
         self.news = True
         if opcode == Opcode.PING:
             self.pings_received += 1
-            self.pings.append(payload)
+            if len(self.pings) < MAX_PINGS:
+                self.pings.append(payload)
+            else:
+                self.pings[-1] = payload
         elif opcode == Opcode.PONG:
             self.pongs_received += 1
             self.pongs.append(payload)

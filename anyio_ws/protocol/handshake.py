@@ -10,6 +10,6 @@ Neither knows sockets or time. What follows the head of a WebSocket is `trailing
 
 from .client_handshake import ClientHandshake
 from .request_checks import Origins
-from .server_handshake import ServerHandshake
+from .server_handshake import ServerHandshake, ServerRules
 
-__all__ = ["ClientHandshake", "Origins", "ServerHandshake"]
+__all__ = ["ClientHandshake", "Origins", "ServerHandshake", "ServerRules"]

@@ -201,12 +201,12 @@ class Request:
         remote_address: tuple[Any, ...] | str | None = None,
         state: dict[str, Any] | None = None,
     ) -> None:
-        self.method = method
-        self.target = target
+        self.method: str = method
+        self.target: str = target
         self.headers: Headers = headers if isinstance(headers, Headers) else Headers(headers)
-        self.body = body
-        self.is_websocket = is_websocket
-        self.remote_address = remote_address
+        self.body: bytes = body
+        self.is_websocket: bool = is_websocket
+        self.remote_address: tuple[Any, ...] | str | None = remote_address
         self.state: dict[str, Any] = {} if state is None else state
 
     @property

@@ -71,14 +71,19 @@ class ServerRules:
         self, *, subprotocols: Sequence[str] = (), origins: Origins = "same-origin", server_header: str | None = PRODUCT
     ) -> None:
         check_origins_option(origins)
-        self.subprotocols = check_subprotocols(subprotocols)
+        self.subprotocols: tuple[str, ...] = check_subprotocols(subprotocols)
         self.origins: Origins = origins
-        self.server = [] if server_header is None else [checked_field("Server", server_header, "server_header")]
+        self.server: list[tuple[str, str]] = (
+            [] if server_header is None else [checked_field("Server", server_header, "server_header")]
+        )
         fields = [("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", "?"), *self.server]
         before, _, after = _format(101, "Switching Protocols", fields).partition(b"?")
-        self.usual_names = tuple([name for name, _ in fields])
-        self.usual_values = ("websocket", "Upgrade"), tuple([value for _, value in self.server])
-        self.usual_bytes = before, after
+        self.usual_names: tuple[str, ...] = tuple([name for name, _ in fields])
+        self.usual_values: tuple[tuple[str, str], tuple[str, ...]] = (
+            ("websocket", "Upgrade"),
+            tuple([value for _, value in self.server]),
+        )
+        self.usual_bytes: tuple[bytes, bytes] = before, after
 
 
 class ServerHandshake:
@@ -248,6 +253,7 @@ class ServerHandshake:
         status_code = response.status_code
         if status_code < 200:
             raise ValueError(f"status_code={status_code} is not a final answer: expected 200 to 599")
+        checked_field("Reason-Phrase", response.reason_phrase, "reason_phrase")  # an attribute, so it may be anything
         fields = [field for field in response.headers.multi_items() if field[0].lower() not in _FRAMING]
         if "Server" not in response.headers:
             fields += self._rules.server

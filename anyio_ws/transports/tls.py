@@ -167,7 +167,8 @@ class TLSTransport(Transport):
             try:
                 # Nothing to encrypt is no record; each has some 22 bytes around it.
                 if taken < len(data):
-                    taken += self._object.write(data if len(data) <= SLICE else memoryview(data)[taken : taken + SLICE])
+                    whole = not taken and len(data) <= SLICE
+                    taken += self._object.write(data if whole else memoryview(data)[taken : taken + SLICE])
             except ssl.SSLWantReadError:  # nothing was taken; the peer must say something first
                 self._drain()
                 break
