@@ -45,10 +45,10 @@ class Attendant:
         out_of_time: the scope was cancelled because the handler outlasted the grace of `drain`.
     """
 
-    __slots__ = ("_all", "core", "handling", "out_of_time", "scope", "task", "ws")
+    __slots__ = ("_owner", "core", "handling", "out_of_time", "scope", "task", "ws")
 
     def __init__(self, attendants: "Attendants") -> None:
-        self._all = attendants
+        self._owner = attendants
         self.task: Any = None
         self.ws: WebSocket | None = None
         self.core: Core | None = None
@@ -57,31 +57,31 @@ class Attendant:
         self.out_of_time: bool = False
 
     async def run(self, transport: Transport, remote_address: Address) -> None:
-        self.task = self._all.loop.current_task()
+        self.task = self._owner.loop.current_task()
         try:
             with self.scope:
                 if await self._open(transport, remote_address):
                     await self._handle()
         except BaseException as exc:
-            self._all.tasks.record(exc)
+            self._owner.tasks.record(exc)
         finally:
             transport.abort()
-            self._all.ended(self)
+            self._owner.ended(self)
 
     async def _open(self, transport: Transport, remote_address: Address) -> bool:
         """Do the opening handshake. Returns whether there is a connection."""
-        all_ = self._all
+        owner = self._owner
         try:
             self.ws, self.core = await upgrade(
                 transport,
-                all_.loop,
-                all_.rules,
-                secure=all_.secure,
+                owner.loop,
+                owner.rules,
+                secure=owner.secure,
                 remote_address=remote_address,
-                refusal=all_.refusal,
+                refusal=owner.refusal,
             )
         except HandshakeRejected as exc:
-            all_.rejected += 1
+            owner.rejected += 1
             answer = exc.response
             logger.info(
                 "a request from %s was answered %d %s",
@@ -92,11 +92,11 @@ class Attendant:
             )
             return False
         except HandshakeError as exc:
-            all_.rejected += 1
+            owner.rejected += 1
             logger.info("opening handshake with %s failed: %s", remote_address, exc, extra=NO_ID)
             return False
-        all_.accepted += 1
-        all_.opened += 1
+        owner.accepted += 1
+        owner.opened += 1
         return True
 
     async def _handle(self) -> None:
@@ -108,7 +108,7 @@ class Attendant:
         try:
             self.handling = True
             try:
-                await self._all.handler(ws)
+                await self._owner.handler(ws)
                 code = 1000
                 if core.debug:
                     count = core.messages_received
@@ -134,7 +134,7 @@ class Attendant:
             if not core.closing or self.out_of_time:
                 if not isinstance(exc, get_cancelled_exc_class()):
                     code = closing_code(exc)  # KeyboardInterrupt or SystemExit, which will end the program
-                bound = self._all.rules.options.ending_bound
+                bound = self._owner.rules.options.ending_bound
                 with CancelScope(shield=True, deadline=current_time() + bound):
                     await ws.aclose(code)
             raise

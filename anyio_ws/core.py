@@ -66,8 +66,8 @@ class Core:
         "_began",
         "_deadline",
         "_decoder",
-        "_discarded",
         "_delivering",
+        "_discarded",
         "_eof",
         "_hanging_up",
         "_id",
@@ -248,7 +248,7 @@ class Core:
     # The transport's receiver
 
     def received(self, count: int) -> None:
-        """Decode and file what was read; 0 goes on with what the decoder holds back."""
+        """Decode and file what was read; with 0, which only we say, go on with what the decoder holds back."""
         if count:
             self.last_received = self._time()
         inbox = self.inbox

@@ -129,7 +129,11 @@ class Outbox:
     # Sending
 
     def flush(self) -> None:
-        """Give the transport what it takes."""
+        """Give the transport what it takes.
+
+        A write that fails may come back here, because what the peer said before is read first, and may be answered: by
+        then the transport takes nothing any more.
+        """
         while self.size and not self.blocked:
             if len(self._buffers) > 1 and self.size <= JOIN_SIZE:
                 self._buffers = [b"".join(self._buffers)]

@@ -47,7 +47,7 @@ class AsyncioLoop(Loop):
         return task.get_name()
 
     def start_task(self, function: Callable[..., Coroutine[Any, Any, object]], *args: Any) -> None:
-        self.native.create_task(function(*args))
+        self.native.create_task(function(*args))  # asyncio keeps no task alive that waits; the owner does
 
     def close(self) -> None:
         self._timers.clear()
@@ -87,7 +87,9 @@ class AsyncioWaiter(Waiter):
         future = self._future
         if future is not None and not future.done():
             future.set_result(None)
-            budget = self._budget  # is renewed here and by hand, so that `wait` needs no coroutine of its own
+            # The budget is renewed when the task is to go on, so that `wait` needs no coroutine of its own; field by
+            # field, because this is once per read.
+            budget = self._budget
             budget.receives = budget.sends = BUDGET_CALLS
             budget.since = perf_counter()
 

@@ -96,6 +96,7 @@ class TrioLoop(Loop):
         if not self._hosting:
             self._hosting = True
             self.spawn(self._host)
+        # The first tick's tasks come before the nursery.
         start = self.spawn if self._nursery is None else self._nursery.start_soon
         start(function, *args)
 
@@ -145,14 +146,14 @@ class TrioLoop(Loop):
 
 class TrioReadiness(Readiness):
     __slots__ = (
+        "_fd",
         "_flagged",
+        "_handover",
         "_loop",
         "_more",
         "_readable",
         "_reader",
         "_reading",
-        "_receiver",
-        "_sock",
         "_waiting",
         "_wanted",
         "_writable",
@@ -164,10 +165,10 @@ class TrioReadiness(Readiness):
         self, loop: TrioLoop, sock: socket.socket, readable: Callable[[], int], writable: Callable[[], None]
     ) -> None:
         self._loop = loop
-        self._sock = sock.fileno()
+        self._fd = sock.fileno()
         self._readable = readable
         self._writable = writable
-        self._receiver = TrioWaiter(loop.budget)  # a receiver that waits for the watcher to hand over
+        self._handover = TrioWaiter(loop.budget)  # a receiver that waits for the watcher to hand over
         self._wanted = 0  # tasks that are parked there
         self._reading = False  # not before start(), not while paused, not after close()
         self._reader = False  # a receiver or a watcher waits for the socket, or a watcher is about to
@@ -189,14 +190,14 @@ class TrioReadiness(Readiness):
 
     def close(self) -> None:
         self._reading = self._writing = self._waiting = False
-        notify_closing(self._sock)
-        self._receiver.wake()
+        notify_closing(self._fd)
+        self._handover.wake()
 
     async def wait(self) -> None:
         if self._reader or not self._reading:
             self._wanted += 1
             try:
-                await self._receiver.wait()
+                await self._handover.wait()
             finally:
                 self._wanted -= 1
             return
@@ -210,7 +211,7 @@ class TrioReadiness(Readiness):
             # Most of the time nothing can be here yet: an attempt would cost a system call and an exception.
             self._reader = self._waiting = True
             try:
-                await wait_readable(self._sock)
+                await wait_readable(self._fd)
             except trio.ClosedResourceError:
                 return  # wake() or close() was called meanwhile
             finally:
@@ -222,9 +223,9 @@ class TrioReadiness(Readiness):
 
     def wake(self) -> None:
         if self._waiting:
-            notify_closing(self._sock)  # makes wait_readable return; a writer that it disturbs waits again
+            notify_closing(self._fd)  # makes wait_readable return; a writer that it disturbs waits again
         else:
-            self._receiver.wake()
+            self._handover.wake()
 
     def watch(self) -> None:
         if self._reading and not self._reader:
@@ -243,7 +244,7 @@ class TrioReadiness(Readiness):
     async def _watch(self) -> None:
         try:
             while self._reading:
-                await wait_readable(self._sock)
+                await wait_readable(self._fd)
                 if self._reading:
                     self._readable()
                 if self._wanted:
@@ -253,7 +254,7 @@ class TrioReadiness(Readiness):
         finally:
             self._reader = False
             self._left()
-            self._receiver.wake()
+            self._handover.wake()
 
     def want_write(self) -> None:
         self._writing = True
@@ -268,7 +269,7 @@ class TrioReadiness(Readiness):
         try:
             while self._writing:
                 try:
-                    await wait_writable(self._sock)
+                    await wait_writable(self._fd)
                 except trio.ClosedResourceError:
                     continue  # close() or wake() was called meanwhile
                 if self._writing:

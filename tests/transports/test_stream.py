@@ -319,7 +319,7 @@ async def test_a_peer_that_said_close_and_ended_its_side_may_read_slowly() -> No
         transport = StreamTransport(near, loop)
         core = Core(transport, loop, Options(ping_interval=None), is_client=False)
         core.start(b"")
-        core.send_batch([(2, bytes(1000))])
+        core.send_batch([(2, bytes(1000))], 0)
         await far.send(encode_frame(8, b"\x03\xe8", b"mask"))
         await far.send_eof()
         await anyio.sleep(2 * CLOSE_SECONDS)
