@@ -288,27 +288,22 @@ class WebSocket(ObjectStream[str | bytes]):
             await self._turn()
         # Committing: nothing below suspends until all of it is done.
         core = self._core
-        large = None if len(item) < LARGE or isinstance(item, str) else item
-        frame = b"" if large is not None else core.encode(opcode, item)
-        try:
-            if large is not None:
-                core.send_large(opcode, large)
-            else:
-                core.messages_sent += 1
-                if core.debug:
-                    core.log_sent(opcode, item)
-                if self._inbox:
-                    outbox.join(frame)  # more messages wait to be received: their replies can leave together
-                elif outbox.size:
-                    outbox.write(frame)
-                else:  # what outbox.write() would do
-                    taken = self._write(frame)
-                    outbox.taken += taken
-                    if taken != len(frame):
-                        outbox.keep(memoryview(frame)[taken:])
-        except BaseException:  # KeyboardInterrupt under trio: nothing may follow half a frame
-            core.abort()
-            raise
+        if len(item) >= LARGE and not isinstance(item, str):
+            core.send_large(opcode, item)
+        else:
+            frame = core.encode(opcode, item)
+            core.messages_sent += 1
+            if core.debug:
+                core.log_sent(opcode, item)
+            if self._inbox:
+                outbox.join(frame)  # more messages wait to be received: their replies can leave together
+            elif outbox.size:
+                outbox.write(frame)
+            else:  # what outbox.write() would do
+                taken = self._write(frame)
+                outbox.taken += taken
+                if taken != len(frame):
+                    outbox.keep(memoryview(frame)[taken:])
         if not outbox.free:
             await self._settle()
 

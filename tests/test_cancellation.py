@@ -429,20 +429,3 @@ async def test_a_flood_of_control_frames_never_keeps_others_waiting(loop_name):
             assert longest_run(looks, counter, loop_name) <= 64
             tg.cancel_scope.cancel()
             loop.close()
-
-
-# KeyboardInterrupt, which under trio can strike at any line
-
-
-async def test_nothing_follows_half_a_frame(monkeypatch):
-    async with raw_peer() as (peer, ws):
-        monkeypatch.setattr(type(ws._outbox), "keep", raises_keyboard_interrupt)
-        monkeypatch.setattr(ws, "_write", lambda data: 3)
-        with pytest.raises(KeyboardInterrupt):
-            await ws.send("torn")
-        assert await peer.receive_eof() == b""
-        assert ws.close_info.code == 1006
-
-
-def raises_keyboard_interrupt(*args):
-    raise KeyboardInterrupt

@@ -1,5 +1,6 @@
 """The server: where it listens, what it answers, how its connections end, and how it does."""
 
+import asyncio
 import errno
 import logging
 import math
@@ -1366,3 +1367,36 @@ async def test_a_handlers_return_is_a_debug_line(caplog: pytest.LogCaptureFixtur
 
 async def raise_nothing(ws: WebSocket) -> None:
     pass
+
+
+@pytest.mark.loops("asyncio", "uvloop")
+async def test_a_native_cancellation_of_everything_lets_no_handler_outlive_the_server() -> None:
+    """As asyncio.run() does at its end: no shield stops it."""
+    entered, release = anyio.Event(), anyio.Event()
+
+    async def stubborn(ws: WebSocket) -> None:
+        entered.set()
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                pass
+
+    async def own() -> None:
+        async with MemoryServer(stubborn) as server, dial(server) as peer:
+            await peer.send(UPGRADE + b"\r\n")
+            await anyio.sleep_forever()
+
+    before = asyncio.all_tasks()
+    task = asyncio.create_task(own())
+    await entered.wait()
+    task.cancel()
+    await settle()
+    for other in asyncio.all_tasks() - before:
+        other.cancel()
+    await settle()
+    assert not task.done()
+    release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert asyncio.all_tasks() == before
