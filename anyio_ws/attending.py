@@ -3,7 +3,7 @@
 Theory of operation. There may be very many of these tasks, so they are started as the event loop itself does it
 (`Loop.start_task`): a task of a task group has a handle, an event and a cancel scope of its own, which is a fifth of
 what an idle connection takes. What the group would do is done here. Around each task is one cancel scope; one task of
-the server's group, `Attendants.run`, is cancelled with the surroundings, and then cancels all these scopes and waits
+the server's group, `Attendants._run`, is cancelled with the surroundings, and then cancels all these scopes and waits
 until the last of their tasks has ended. So does leaving. `drain` cancels the same scopes, but only of those that are
 in their opening handshake or their handler.
 """

@@ -33,7 +33,7 @@ from .loops import Loop, Timer, Waiter
 from .options import Options
 from .outbox import Outbox
 from .protocol import Close, Connection, Opcode, ProtocolError
-from .protocol.frames import MESSAGE_OVERHEAD, encode_header, is_valid_close_code
+from .protocol.frames import MESSAGE_OVERHEAD, check_close_code, encode_header
 from .stats import Stats
 from .transports.base import Buffer, Transport
 
@@ -44,8 +44,7 @@ def check_close(code: int, reason: str) -> None:
     Raises:
         ValueError: it cannot be said.
     """
-    if not is_valid_close_code(code):
-        raise ValueError(f"close code {code} must not be sent; use 1000-1003, 1007-1014 or 3000-4999")
+    check_close_code(code)
     try:
         reason.encode()
     except UnicodeEncodeError:

@@ -23,9 +23,9 @@ from .frames import (
     Decoder,
     MaskingKeys,
     Opcode,
+    check_close_code,
     encode_close,
     encode_frame,
-    is_valid_close_code,
     parse_close,
 )
 
@@ -162,8 +162,7 @@ class Connection:
         Raises:
             ValueError: no endpoint may send this code (§7.4.1).
         """
-        if not is_valid_close_code(code):
-            raise ValueError(f"close code {code} must not be sent; use 1000-1003, 1007-1014 or 3000-4999")
+        check_close_code(code)
         return self._close(code, reason)
 
     def answer(self) -> bytes:

@@ -31,6 +31,7 @@ __all__ = [
     "MaskingKeys",
     "Opcode",
     "apply_mask",
+    "check_close_code",
     "encode_close",
     "encode_frame",
     "encode_header",
@@ -50,6 +51,16 @@ def is_valid_close_code(code: int) -> bool:
     rest, only 3000 to 4999 are for libraries and applications to choose (§7.4.2).
     """
     return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
+
+
+def check_close_code(code: int) -> None:
+    """Check a code that an endpoint wants to send.
+
+    Raises:
+        ValueError: no Close frame may carry it.
+    """
+    if not is_valid_close_code(code):
+        raise ValueError(f"close code {code} must not be sent; use 1000-1003, 1007-1014 or 3000-4999")
 
 
 def parse_close(payload: bytes) -> tuple[int, str]:
