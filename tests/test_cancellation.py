@@ -19,8 +19,7 @@ from anyio_ws.protocol import Opcode, encode_frame
 from anyio_ws.tasks import Tasks
 from anyio_ws.testing import RawFrame, connected_pair, raw_peer
 from anyio_ws.transports.socket import SocketTransport
-
-from .tools import Call, cancelled_already, fill, settle
+from support.tools import Call, cancelled_already, fill, settle
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = Opcode
 

@@ -4,7 +4,6 @@ import base64
 import contextlib
 import errno
 import math
-import os
 import pickle
 import socket
 import ssl
@@ -40,17 +39,13 @@ from anyio_ws import (
 )
 from anyio_ws.client import default_context
 from anyio_ws.testing import MemoryServer
+from support.peers import sockets
+from support.tools import settle
 
 
 async def echo(ws: WebSocket) -> None:
     async for message in ws:
         await ws.send(message)
-
-
-async def settle() -> None:
-    """Let everything happen that happens without time passing."""
-    for _ in range(50):
-        await anyio.lowlevel.checkpoint()
 
 
 def pipe() -> tuple[ObjectStream[bytes], ObjectStream[bytes]]:
@@ -103,17 +98,6 @@ def client_context(ca: trustme.CA) -> ssl.SSLContext:
 @pytest.fixture
 async def descriptors() -> Callable[[], int]:
     """How many TCP sockets this process has open now, beyond those at the beginning."""
-
-    def sockets() -> set[str]:
-        found: set[str] = set()
-        for entry in os.listdir("/proc/self/fd"):
-            with contextlib.suppress(FileNotFoundError):
-                target = os.readlink(f"/proc/self/fd/{entry}")
-                if target.startswith("socket:"):
-                    with socket.socket(fileno=os.dup(int(entry))) as sock:
-                        if sock.family != socket.AF_UNIX:  # uvloop makes some for itself
-                            found.add(target)
-        return found
 
     before = sockets()
     return lambda: len(sockets() - before)

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from anyio_ws import CloseInfo, ConnectionClosed, ConnectionClosedError, ConnectionClosedOK
 from anyio_ws.protocol import Opcode, encode_frame
 from anyio_ws.testing import MemoryServer, RawFrame, connected_pair, raw_peer
-
-from .tools import Call, both_roles, fill, receive_messages, settle
+from support.tools import Call, both_roles, fill, receive_messages, settle
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = Opcode
 

@@ -9,8 +9,7 @@ from anyio_ws import CloseInfo, ConnectionClosed, ConnectionClosedError
 from anyio_ws.core import Core
 from anyio_ws.protocol import Opcode
 from anyio_ws.testing import RawFrame, connected_pair, raw_peer
-
-from .tools import Call, both_roles, fill, jump, settle
+from support.tools import Call, both_roles, fill, jump, settle
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = Opcode
 

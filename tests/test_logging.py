@@ -11,8 +11,7 @@ from anyio_ws import CloseInfo, ConnectionClosedError, Server
 from anyio_ws.logs import describe, describe_close
 from anyio_ws.protocol import Close, Opcode, encode_frame
 from anyio_ws.testing import MemoryServer, connected_pair, raw_peer
-
-from .tools import Call, fill, jump, settle
+from support.tools import Call, fill, jump, settle
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = Opcode
 

@@ -18,12 +18,7 @@ from anyio_ws.testing import RawPeer
 from anyio_ws.transports.base import Buffer
 from anyio_ws.transports.memory import CAPACITY, MemoryTransport, memory_pipe
 from anyio_ws.transports.stream import CHUNK, StreamTransport
-
-
-async def settle() -> None:
-    """Let everything happen that happens without time passing."""
-    for _ in range(50):
-        await anyio.lowlevel.checkpoint()
+from support.tools import settle
 
 
 def line(data: bytes) -> bytes | None:

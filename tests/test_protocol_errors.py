@@ -6,8 +6,7 @@ import pytest
 from anyio_ws import ConnectionClosedError, ProtocolError
 from anyio_ws.protocol import Opcode, encode_frame
 from anyio_ws.testing import RawFrame, raw_peer
-
-from .tools import Call, both_roles, fill, settle
+from support.tools import Call, both_roles, fill, settle
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = Opcode
 

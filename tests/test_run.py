@@ -6,8 +6,7 @@ import pytest
 from anyio_ws import ConnectionClosedError, ConnectionClosedOK
 from anyio_ws.protocol import Opcode
 from anyio_ws.testing import connected_pair, raw_peer
-
-from .tools import Call, settle
+from support.tools import Call, settle
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = Opcode
 

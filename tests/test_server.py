@@ -7,8 +7,7 @@ import math
 import re
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,8 @@ from anyio_ws.protocol import encode_frame
 from anyio_ws.tasks import Tasks
 from anyio_ws.testing import MemoryServer, RawPeer
 from anyio_ws.upgrade import REFUSED_SECONDS
+from support.peers import dial, head
+from support.tools import settle
 
 UPGRADE = (
     b"GET /chat HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -53,38 +54,9 @@ async def idle(ws: WebSocket) -> None:
     await ws.wait_closed()
 
 
-@asynccontextmanager
-async def dial(server: MemoryServer) -> AsyncGenerator[RawPeer]:
-    """A client of a MemoryServer that says what a test says, in bytes."""
-    async with Tasks() as tasks:
-        loop = open_loop(tasks.start_service)
-        transport = server._pipe(loop)
-        peer = RawPeer(transport, loop, is_client=True)
-        transport.start()
-        try:
-            yield peer
-        finally:
-            transport.abort()
-            loop.close()
-
-
-async def head(peer: RawPeer) -> bytes:
-    """The head of an answer."""
-    data = b""
-    while not data.endswith(b"\r\n\r\n"):
-        data += await peer.receive(1)
-    return data
-
-
 async def opened(peer: RawPeer) -> None:
     await peer.send(UPGRADE + b"\r\n")
     assert (await head(peer)).startswith(b"HTTP/1.1 101 ")
-
-
-async def settle() -> None:
-    """Let everything happen that happens without time passing."""
-    for _ in range(50):
-        await anyio.lowlevel.checkpoint()
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -8,8 +8,7 @@ from anyio.lowlevel import checkpoint
 
 from anyio_ws.tasks import Tasks
 from anyio_ws.testing import connected_pair
-
-from .tools import settle
+from support.tools import settle
 
 
 class Body(Exception):

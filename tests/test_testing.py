@@ -13,8 +13,7 @@ from anyio_ws.protocol import Opcode
 from anyio_ws.tasks import Tasks
 from anyio_ws.testing import MemoryServer, RawFrame, connected_pair, raw_peer, virtual_clock
 from anyio_ws.transports.memory import CAPACITY, memory_pipe
-
-from .tools import Call, both_roles, settle
+from support.tools import Call, both_roles, settle
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = Opcode
 

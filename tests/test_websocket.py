@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from anyio_ws import ConnectionClosedError, ConnectionClosedOK, ProtocolError, Server, WebSocket, connect
 from anyio_ws.protocol import Opcode, encode_frame
 from anyio_ws.testing import RawFrame, connected_pair, raw_peer
-
-from .tools import Call, both_roles, fill, receive_messages, settle
+from support.tools import Call, both_roles, fill, receive_messages, settle
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = Opcode
 

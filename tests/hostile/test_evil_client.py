@@ -10,8 +10,8 @@ import pytest
 from anyio_ws import ConnectionClosedError, Request, Response, Server, ServerStats, WebSocket, connect
 from anyio_ws.protocol import Opcode, encode_frame
 from anyio_ws.testing import MemoryServer
-
-from .peers import UPGRADE, dial, growth, head, lost_by_uvloop, read_head, reset, settle, sockets, until
+from support.peers import UPGRADE, dial, growth, head, lost_by_uvloop, read_head, reset, sockets, until
+from support.tools import settle
 
 KEY = b"\x37\xfa\x21\x3d"
 

@@ -12,8 +12,8 @@ from anyio.lowlevel import checkpoint
 from anyio_ws import ConnectionClosedError, Server, WebSocket, connect
 from anyio_ws.protocol import Opcode, encode_frame
 from anyio_ws.protocol.frames import encode_header
-
-from .peers import UPGRADE, attack, both_attackers, growth, lost_by_uvloop, read_head, reset, settle, switching, until
+from support.peers import UPGRADE, attack, both_attackers, growth, lost_by_uvloop, read_head, reset, switching, until
+from support.tools import settle
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = Opcode
 

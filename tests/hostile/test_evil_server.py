@@ -16,8 +16,8 @@ from anyio_ws import (
     connect,
 )
 from anyio_ws.protocol import Opcode, encode_frame
-
-from .peers import evil_server, growth, head, lost_by_uvloop, read_head, reset, settle, sockets, switching
+from support.peers import evil_server, growth, head, lost_by_uvloop, read_head, reset, sockets, switching
+from support.tools import settle
 
 # Slow
 

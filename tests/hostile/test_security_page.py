@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from anyio_ws.protocol import InvalidHandshake, ServerHandshake
-
-from .peers import UPGRADE
+from support.peers import UPGRADE
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "explanation" / "security.md").read_text("utf-8")

@@ -13,9 +13,10 @@ from typing import Any
 import anyio
 import pytest
 
-from anyio_ws.loops import Loop, Waiter, open_loop
+from anyio_ws.loops import Loop, open_loop
 from anyio_ws.loops.base import BUDGET_CALLS, SCRATCH_SIZE
 from anyio_ws.tasks import Tasks
+from support.tools import settle, wait
 
 
 @asynccontextmanager
@@ -30,17 +31,6 @@ async def owner() -> AsyncGenerator[Loop]:
 async def loop() -> AsyncGenerator[Loop]:
     async with owner() as loop:
         yield loop
-
-
-async def settle() -> None:
-    """Let everything happen that happens without time passing."""
-    for _ in range(20):
-        await anyio.lowlevel.checkpoint()
-
-
-async def wait(waiter: Waiter) -> None:
-    """What a task can be started with; on asyncio `Waiter.wait` is no coroutine function."""
-    await waiter.wait()
 
 
 # Clock and timers

@@ -5,9 +5,10 @@ from collections.abc import AsyncGenerator, Callable
 import anyio
 import pytest
 
-from anyio_ws.loops import Waiter, open_loop
+from anyio_ws.loops import open_loop
 from anyio_ws.tasks import Tasks
 from anyio_ws.transports.memory import CAPACITY, MemoryTransport, memory_pipe
+from support.tools import settle, wait
 
 
 class Recorder:
@@ -43,16 +44,6 @@ class Recorder:
 
 
 End = tuple[MemoryTransport, Recorder]
-
-
-async def settle() -> None:
-    for _ in range(20):
-        await anyio.lowlevel.checkpoint()
-
-
-async def wait(waiter: Waiter) -> None:
-    """What a task can be started with; on asyncio `Waiter.wait` is no coroutine function."""
-    await waiter.wait()
 
 
 @pytest.fixture

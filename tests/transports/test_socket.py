@@ -11,10 +11,11 @@ import anyio
 import pytest
 from anyio.abc import SocketAttribute
 
-from anyio_ws.loops import Loop, Waiter, open_loop
+from anyio_ws.loops import Loop, open_loop
 from anyio_ws.tasks import Tasks
 from anyio_ws.transports import socket as module
 from anyio_ws.transports.socket import SocketTransport
+from support.tools import settle, wait
 
 pytestmark = pytest.mark.real_time
 
@@ -98,16 +99,6 @@ async def ends() -> AsyncGenerator[tuple[SocketTransport, Recorder, socket.socke
 
 
 Ends = tuple[SocketTransport, Recorder, socket.socket]
-
-
-async def settle() -> None:
-    for _ in range(20):
-        await anyio.lowlevel.checkpoint()
-
-
-async def wait(waiter: Waiter) -> None:
-    """What a task can be started with; on asyncio `Waiter.wait` is no coroutine function."""
-    await waiter.wait()
 
 
 # Reading

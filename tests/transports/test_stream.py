@@ -15,22 +15,12 @@ from anyio.streams.tls import TLSAttribute
 
 from anyio_ws import CloseInfo, WebSocket, accept, connect
 from anyio_ws.core import Core
-from anyio_ws.loops import Loop, Waiter, open_loop
+from anyio_ws.loops import Loop, open_loop
 from anyio_ws.options import Options
 from anyio_ws.protocol import ClientHandshake, encode_frame, parse_url
 from anyio_ws.tasks import Tasks
 from anyio_ws.transports.stream import CHUNK, CLOSE_SECONDS, StreamTransport
-
-
-async def settle() -> None:
-    """Let everything happen that happens without time passing."""
-    for _ in range(50):
-        await anyio.lowlevel.checkpoint()
-
-
-async def wait(waiter: Waiter) -> None:
-    """What a task can be started with; on asyncio `Waiter.wait` is no coroutine function."""
-    await waiter.wait()
+from support.tools import settle, wait
 
 
 def objects(capacity: float = math.inf) -> tuple[ObjectStream[bytes], ObjectStream[bytes]]:

@@ -18,6 +18,7 @@ from anyio_ws.protocol import encode_frame
 from anyio_ws.tasks import Tasks
 from anyio_ws.transports.memory import CAPACITY, MemoryTransport, memory_pipe
 from anyio_ws.transports.tls import SLICE, TLSTransport, check_context, check_server_hostname
+from support.tools import settle
 
 
 class Recorder:
@@ -84,12 +85,6 @@ class Ends:
         self.client.start()
         self.server.start()
         await settle()
-
-
-async def settle() -> None:
-    """Let everything happen that happens without time passing."""
-    for _ in range(50):
-        await anyio.lowlevel.checkpoint()
 
 
 @asynccontextmanager

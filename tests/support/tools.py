@@ -9,6 +9,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, current_token
 
 from anyio_ws import WebSocket
+from anyio_ws.loops import Waiter
 from anyio_ws.testing import RawFrame, RawPeer
 
 ROLES = ["client", "server"]
@@ -19,8 +20,13 @@ both_roles = pytest.mark.parametrize("role", ROLES, ids=[f"peer-is-{role}" for r
 
 async def settle() -> None:
     """Let everything happen that happens without time passing."""
-    for _ in range(30):
+    for _ in range(50):
         await checkpoint()
+
+
+async def wait(waiter: Waiter) -> None:
+    """What a task can be started with; on asyncio `Waiter.wait` is no coroutine function."""
+    await waiter.wait()
 
 
 class Call:

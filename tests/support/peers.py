@@ -30,12 +30,6 @@ both_attackers = pytest.mark.parametrize("role", ["client", "server"], ids=["evi
 """Runs a test with an attacker of either role."""
 
 
-async def settle() -> None:
-    """Let everything happen that happens without time passing."""
-    for _ in range(50):
-        await checkpoint()
-
-
 async def head(peer: RawPeer) -> bytes:
     """The head of an HTTP message."""
     data = b""
