@@ -18,6 +18,7 @@ from anyio.abc import ObjectStream
 
 from .core import Core, check_close
 from .exceptions import CloseInfo, ConnectionClosedError, ConnectionClosedOK
+from .loops import uninterruptible
 from .protocol import Opcode, ProtocolError, Request, Response
 from .running import run
 from .stats import Stats
@@ -105,6 +106,7 @@ class WebSocket(ObjectStream[str | bytes]):
         """
         return await self._receive(ConnectionClosedOK)
 
+    @uninterruptible
     async def _receive(self, end: type[Exception]) -> str | bytes:
         budget = self._budget
         budget.receives -= 1
@@ -157,6 +159,7 @@ class WebSocket(ObjectStream[str | bytes]):
         await self._loop.checkpoint()
         self._budget.renew()
 
+    @uninterruptible
     async def receive_many(self) -> list[str | bytes]:
         """Receive all messages that have arrived, at least one.
 
@@ -230,6 +233,7 @@ class WebSocket(ObjectStream[str | bytes]):
             error.__cause__ = exc
             raise self._refuse(error) from error
 
+    @uninterruptible
     def _refuse(self, error: ProtocolError) -> ConnectionClosedError:
         """Close because of a message that the caller cannot use, also one that came before the peer's Close."""
         core = self._core
@@ -256,6 +260,7 @@ class WebSocket(ObjectStream[str | bytes]):
 
     # Sending
 
+    @uninterruptible
     async def send(self, item: str | Buffer, *, text: bool | None = None) -> None:
         """Send a message.
 
@@ -323,6 +328,7 @@ class WebSocket(ObjectStream[str | bytes]):
         if self._core.ended:
             raise self._core.exception()
 
+    @uninterruptible
     async def send_many(self, items: Iterable[str | Buffer]) -> None:
         """Send several messages in one write, or as few as `write_buffer_size` allows.
 
@@ -368,6 +374,7 @@ class WebSocket(ObjectStream[str | bytes]):
         """
         await self.send(self._core.options.json.dumps(obj), text=True)
 
+    @uninterruptible
     async def flush(self) -> None:
         """Send now what was joined to be sent with later messages.
 
@@ -401,6 +408,7 @@ class WebSocket(ObjectStream[str | bytes]):
 
     # Pings
 
+    @uninterruptible
     async def ping(self, data: str | bytes | None = None) -> float:
         """Ping the peer and wait for its Pong.
 
@@ -468,6 +476,7 @@ class WebSocket(ObjectStream[str | bytes]):
 
     # Closing
 
+    @uninterruptible
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection and wait until it is gone, at most `close_timeout`.
 
@@ -503,6 +512,7 @@ class WebSocket(ObjectStream[str | bytes]):
             if not core.closers:
                 core.abort()  # nothing happens if it is gone
 
+    @uninterruptible
     def abort(self) -> None:
         """Drop the connection at once, without a closing handshake. Idempotent."""
         self._core.abort()

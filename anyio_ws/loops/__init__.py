@@ -9,9 +9,9 @@ import asyncio
 from anyio.lowlevel import RunVar, current_token
 
 from .asyncio_loop import AsyncioLoop
-from .base import Budget, Loop, Readiness, Spawn, Timer, Waiter
+from .base import Budget, Loop, Readiness, Spawn, Timer, Waiter, uninterruptible
 
-__all__ = ["Budget", "Loop", "Readiness", "Spawn", "Timer", "Waiter", "open_loop"]
+__all__ = ["Budget", "Loop", "Readiness", "Spawn", "Timer", "Waiter", "open_loop", "uninterruptible"]
 
 _budget: RunVar[Budget] = RunVar("anyio_ws.budget")
 

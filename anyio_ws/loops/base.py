@@ -16,7 +16,7 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 SCRATCH_SIZE = 131072
 """Bytes read from a socket at once, into memory that all sockets share: new memory of this size would be mapped and
@@ -32,6 +32,22 @@ MAX_CANCELLED = 64
 """Cancelled timers that may stay in the heap until they are due, however few the others are; asyncio allows 100."""
 
 logger: logging.Logger = logging.getLogger("anyio_ws.loops")
+
+
+UNINTERRUPTIBLE: list[Callable[..., object]] = []
+"""The functions marked with `uninterruptible`."""
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def uninterruptible(function: F) -> F:
+    """Mark a function, also an async one, in which KeyboardInterrupt has to wait for the next checkpoint.
+
+    asyncio turns Ctrl-C into a cancellation. trio raises it between any two bytecodes, so also after a part of a frame
+    was written and before the rest is kept, unless a function up the stack is marked. It costs nothing at run time.
+    """
+    UNINTERRUPTIBLE.append(function)
+    return function
 
 
 class Spawn(Protocol):

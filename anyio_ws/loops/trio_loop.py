@@ -25,6 +25,7 @@ from trio.lowlevel import (
     checkpoint,
     checkpoint_if_cancelled,
     current_task,
+    enable_ki_protection,
     notify_closing,
     reschedule,
     wait_readable,
@@ -32,7 +33,7 @@ from trio.lowlevel import (
     wait_writable,
 )
 
-from .base import SCRATCH_SIZE, Budget, Loop, Readiness, Spawn, Waiter
+from .base import SCRATCH_SIZE, UNINTERRUPTIBLE, Budget, Loop, Readiness, Spawn, Waiter, uninterruptible
 
 WATCH_DELAY = 0.02
 """Seconds without a reader before a watcher starts: handlers that are only busy for a moment do not need one."""
@@ -122,6 +123,7 @@ class TrioLoop(Loop):
         self._timers_due = when
         self._alarm.deadline = min(self._flags_due, when)
 
+    @uninterruptible
     async def _caretake(self) -> None:
         while True:
             with trio.CancelScope(deadline=min(self._flags_due, self._timers_due)) as self._alarm:
@@ -241,6 +243,7 @@ class TrioReadiness(Readiness):
             self._flagged = True
             self._loop.flag(self)
 
+    @uninterruptible
     async def _watch(self) -> None:
         try:
             while self._reading:
@@ -265,6 +268,7 @@ class TrioReadiness(Readiness):
     def write_done(self) -> None:
         self._writing = False
 
+    @uninterruptible
     async def _write(self) -> None:
         try:
             while self._writing:
@@ -276,3 +280,8 @@ class TrioReadiness(Readiness):
                     self._writable()
         finally:
             self._writer = False
+
+
+# This module is imported where a loop is first opened, when all others that mark functions have been.
+for function in UNINTERRUPTIBLE:
+    enable_ki_protection(function)

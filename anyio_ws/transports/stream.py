@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from anyio import CancelScope, EndOfStream, create_task_group, current_time, move_on_after
 from anyio.abc import ByteStream, ObjectStream
 
-from anyio_ws.loops import Loop
+from anyio_ws.loops import Loop, uninterruptible
 
 from .base import Buffer, Transport
 
@@ -146,6 +146,7 @@ class StreamTransport(Transport):
             with suppress(Exception), move_on_after(CLOSE_SECONDS, shield=True):
                 await self._stream.aclose()
 
+    @uninterruptible
     async def _read(self) -> None:
         try:
             while (data := await self._receive()) or self._objects:
@@ -171,6 +172,7 @@ class StreamTransport(Transport):
         elif not self.closed:
             self.receiver.eof()
 
+    @uninterruptible
     async def _write(self) -> None:
         try:
             while self._outgoing or not (self._shutdown or self.closed):
