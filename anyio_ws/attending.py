@@ -45,10 +45,14 @@ class Attendant:
         out_of_time: the scope was cancelled because the handler outlasted the grace of `drain`.
     """
 
-    __slots__ = ("_owner", "core", "handling", "out_of_time", "scope", "task", "ws")
+    __slots__ = (
+        "_admitted", "_owner", "_remote_address", "core", "handling", "out_of_time", "scope", "task", "ws",
+    )  # fmt: skip
 
-    def __init__(self, attendants: "Attendants") -> None:
+    def __init__(self, attendants: "Attendants", remote_address: Address) -> None:
         self._owner = attendants
+        self._remote_address = remote_address
+        self._admitted = False
         self.task: Any = None
         self.ws: WebSocket | None = None
         self.core: Core | None = None
@@ -56,19 +60,21 @@ class Attendant:
         self.handling: bool = False
         self.out_of_time: bool = False
 
-    async def run(self, transport: Transport, remote_address: Address) -> None:
+    async def run(self, transport: Transport) -> None:
         self.task = self._owner.loop.current_task()
         try:
             with self.scope:
-                if await self._open(transport, remote_address):
+                if await self._open(transport):
                     await self._handle()
         except BaseException as exc:
             self._owner.tasks.record(exc)
         finally:
             transport.abort()
+            if self._admitted:
+                self._owner.opened -= 1
             self._owner.ended(self)
 
-    async def _open(self, transport: Transport, remote_address: Address) -> bool:
+    async def _open(self, transport: Transport) -> bool:
         """Do the opening handshake. Returns whether there is a connection."""
         owner = self._owner
         try:
@@ -77,27 +83,37 @@ class Attendant:
                 owner.loop,
                 owner.rules,
                 secure=owner.secure,
-                remote_address=remote_address,
-                refusal=owner.refusal,
+                remote_address=self._remote_address,
+                gate=self,
             )
-        except HandshakeRejected as exc:
-            owner.rejected += 1
+        except HandshakeError:
+            return False
+        owner.accepted += 1
+        if owner.draining:  # while the 101 waited to be sent
+            self.core.close(*owner.farewell)
+        return True
+
+    def refusal(self) -> Response | None:
+        return self._owner.refusal()
+
+    def admitted(self) -> None:
+        self._admitted = True
+        self._owner.opened += 1
+
+    def refused(self, exc: HandshakeError) -> None:
+        owner = self._owner
+        owner.rejected += 1
+        if isinstance(exc, HandshakeRejected):
             answer = exc.response
             logger.info(
                 "a request from %s was answered %d %s",
-                remote_address,
+                self._remote_address,
                 answer.status_code,
                 answer.reason_phrase,
                 extra=NO_ID,
             )
-            return False
-        except HandshakeError as exc:
-            owner.rejected += 1
-            logger.info("opening handshake with %s failed: %s", remote_address, exc, extra=NO_ID)
-            return False
-        owner.accepted += 1
-        owner.opened += 1
-        return True
+        else:
+            logger.info("opening handshake with %s failed: %s", self._remote_address, exc, extra=NO_ID)
 
     async def _handle(self) -> None:
         """Call the handler, then close: with 1000, 1001 if it was cancelled, 1011 if it failed."""
@@ -149,8 +165,9 @@ class Attendants:
         handler: the server's, and so the rest.
         accepted: connections that were opened.
         rejected: opening handshakes that failed, or were refused.
-        opened: connections that are open, or in their closing handshake.
+        opened: connections that are open, or were accepted and are about to be, or in their closing handshake.
         draining: no more are opened.
+        farewell: code and reason of everyone's Close then.
         idle: called when the last one has ended while draining.
     """
 
@@ -167,6 +184,7 @@ class Attendants:
         self.rejected: int = 0
         self.opened: int = 0
         self.draining: bool = False
+        self.farewell: tuple[int, str] = (1001, "")
         self._max_connections = max_connections
         self._idle = idle
         self._all: set[Attendant] = set()
@@ -201,15 +219,13 @@ class Attendants:
         if self._leaving:
             transport.abort()
             return
-        attendant = Attendant(self)
+        attendant = Attendant(self, remote_address)
         self._all.add(attendant)
-        self.loop.start_task(attendant.run, transport, remote_address)
+        self.loop.start_task(attendant.run, transport)
 
     def ended(self, attendant: Attendant) -> None:
         """Its task is ending."""
         self._all.discard(attendant)
-        if attendant.ws is not None:
-            self.opened -= 1
         if not self._all:
             self._none_left.wake()
             if self.draining:
@@ -237,6 +253,7 @@ class Attendants:
     def drain(self, code: int, reason: str, *, grace: float, jitter: float) -> None:
         """Close all connections, and see to it that they end."""
         self.draining = True
+        self.farewell = code, reason
         now = self.loop.time()
         for core in self._cores():
             self.loop.call_at(now + random.uniform(0, jitter), partial(core.close, code, reason))

@@ -31,7 +31,7 @@ class Opening(Generic[T]):
 
     __slots__ = (
         "_discarding", "_eof", "_error", "_feed", "_invalid", "_loop", "_result", "_scratch", "_started", "_transport",
-        "_unsent", "early",
+        "_unsent", "answered", "early",
     )  # fmt: skip
 
     def __init__(self, transport: Transport, loop: Loop, feed: Callable[[bytes], T | None]) -> None:
@@ -47,6 +47,7 @@ class Opening(Generic[T]):
         self._discarding = False
         self._eof = False
         self._unsent: memoryview | None = None
+        self.answered: bool = False  # something was sent
         self.early: bytes | bytearray = b""  # what came behind the handshake, in later reads
 
     async def receive(self) -> T:
@@ -77,6 +78,7 @@ class Opening(Generic[T]):
             OSError, ssl.SSLError: the transport failed.
         """
         self._start()
+        self.answered = True
         taken = self._transport.write(data)
         if taken < len(data):
             self._unsent = memoryview(data)[taken:]

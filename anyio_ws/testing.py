@@ -25,7 +25,7 @@ from .attending import Handler
 from .client import connect
 from .core import Core
 from .exceptions import ConnectFailed
-from .loops import Loop, open_loop
+from .loops import Loop, Waiter, open_loop
 from .opening import closing_code
 from .options import Options, SharedOptions
 from .protocol import (
@@ -268,11 +268,16 @@ class RawFrame(NamedTuple):
 
 
 class RawPeer:
-    """The other end of a connection, which speaks bytes and frames and checks nothing. See `raw_peer`."""
+    """The other end of a connection, which speaks bytes and frames and checks nothing. See `raw_peer`.
+
+    One task may receive while another sends.
+    """
 
     def __init__(self, transport: MemoryTransport, loop: Loop, *, is_client: bool) -> None:
         transport.receiver = self
         self._transport = transport
+        self._loop = loop
+        self._waiters: list[Waiter] = []
         self._is_client = is_client
         self._scratch = loop.budget.scratch
         self._received = bytearray()
@@ -286,7 +291,7 @@ class RawPeer:
         self._unsent.append(data)
         self.writable()
         while self._unsent and not self._eof:
-            await self._transport.waiter.wait()
+            await self._wait()
 
     async def send_frame(
         self, opcode: int, payload: bytes = b"", *, fin: bool = True, masked: bool | None = None
@@ -330,7 +335,7 @@ class RawPeer:
         while len(self._received) < count:
             if self._eof:
                 raise EndOfStream
-            await self._transport.waiter.wait()
+            await self._wait()
         data = bytes(self._received[:count])
         del self._received[:count]
         return data
@@ -354,8 +359,21 @@ class RawPeer:
     async def receive_eof(self) -> bytes:
         """Receive until the other end has closed; return what came before."""
         while not self._eof:
-            await self._transport.waiter.wait()
+            await self._wait()
         return bytes(self._received)
+
+    async def _wait(self) -> None:
+        """Wait until anything has happened."""
+        waiter = self._loop.waiter()
+        self._waiters.append(waiter)
+        try:
+            await waiter.wait()
+        finally:
+            self._waiters.remove(waiter)
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            waiter.wake()
 
     # The transport's receiver
 
@@ -364,11 +382,11 @@ class RawPeer:
 
     def received(self, count: int) -> None:
         self._received += self._scratch[:count]
-        self._transport.waiter.wake()
+        self._wake()
 
     def eof(self) -> None:
         self._eof = True
-        self._transport.waiter.wake()
+        self._wake()
 
     def writable(self) -> None:
         while self._unsent:
@@ -377,7 +395,7 @@ class RawPeer:
             if taken < len(data):
                 self._unsent.appendleft(data[taken:])
                 return
-        self._transport.waiter.wake()
+        self._wake()
 
     def fail(self, exc: Exception) -> None:
         self.eof()

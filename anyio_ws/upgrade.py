@@ -3,12 +3,12 @@
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from anyio import CancelScope
 
 from .core import Core
-from .exceptions import ConnectFailed, HandshakeRejected, OpenTimeout
+from .exceptions import ConnectFailed, HandshakeError, HandshakeRejected, OpenTimeout
 from .logs import NO_ID, server_logger
 from .loops import Loop
 from .opening import Opening
@@ -49,6 +49,22 @@ class Rules:
         return ServerHandshake.of(self._checked, secure=secure, remote_address=remote_address)
 
 
+class Gate(Protocol):
+    """What a server has to say about a request for a WebSocket."""
+
+    def refusal(self) -> Response | None:
+        """Return the answer that refuses it, if it is to be; asked again after the application was."""
+        ...
+
+    def admitted(self) -> None:
+        """It is accepted: the 101 is being sent."""
+        ...
+
+    def refused(self, exc: HandshakeError) -> None:
+        """It is not, and the peer has been told, if there was anything to tell; it may not have hung up yet."""
+        ...
+
+
 async def upgrade(
     transport: Transport,
     loop: Loop,
@@ -56,7 +72,7 @@ async def upgrade(
     *,
     secure: bool,
     remote_address: Address = None,
-    refusal: Callable[[], Response | None] = lambda: None,
+    gate: Gate | None = None,
 ) -> tuple[WebSocket, Core]:
     """Open a connection within `open_timeout`, or answer why not.
 
@@ -66,7 +82,7 @@ async def upgrade(
         rules: of the server.
         secure: TLS is spoken on the transport, which does its handshake first if it is a TLSTransport.
         remote_address: the peer's.
-        refusal: asked when a request for a WebSocket has come; a Response refuses it.
+        gate: whose opinion counts; without one, everybody may come in.
 
     Raises:
         HandshakeError: the connection was not opened; the peer has been told why, if there was anything to tell.
@@ -77,16 +93,22 @@ async def upgrade(
     try:
         if isinstance(transport, TLSTransport):
             await transport.handshake()
-        request, response = await _answer(handshake, opening, rules.process_request, refusal, deadline)
+        try:
+            request, response = await _answer(handshake, opening, rules.process_request, gate, deadline)
+        except (HandshakeRejected, InvalidHandshake) as exc:
+            if gate is not None:
+                gate.refused(exc)
+            if opening.answered:
+                await opening.hang_up(REFUSED_SECONDS)
+            raise
     except BaseException as exc:
         transport.abort()
-        was_answered = isinstance(exc, HandshakeRejected | InvalidHandshake)  # even if the peer then did not hang up
-        if deadline.passed and isinstance(exc, Exception) and not was_answered:
-            seconds = rules.options.open_timeout
-            raise OpenTimeout(f"no request for a WebSocket was complete within open_timeout={seconds:g} s") from None
-        if isinstance(exc, OSError):
-            raise ConnectFailed(exc.errno, f"the connection broke during the handshake: {exc.strerror or exc}") from exc
-        raise
+        failure = _failure(exc, deadline)
+        if failure is None:
+            raise
+        if gate is not None:
+            gate.refused(failure)
+        raise failure from failure.__cause__
     finally:
         deadline.cancel()
     core = Core(transport, loop, rules.options, is_client=False)
@@ -101,14 +123,22 @@ class _Deadline:
     A timer of the server's is much cheaper than a cancel scope. Only what the application does needs one.
     """
 
-    __slots__ = ("_opening", "_timer", "_transport", "asking", "passed")
+    __slots__ = ("_loop", "_opening", "_timer", "_transport", "asking", "passed", "seconds")
 
     def __init__(self, transport: Transport, opening: Opening[Request], loop: Loop, seconds: float | None) -> None:
         self._transport = transport
         self._opening = opening
+        self._loop = loop
+        self.seconds = seconds
         self._timer = None if seconds is None else loop.call_at(loop.time() + seconds, self._due)
         self.passed = False
         self.asking: CancelScope | None = None
+
+    def check(self) -> None:
+        """Look at the clock: what did not suspend has kept the timer from being called."""
+        if self._timer is not None and self._timer.callback is not None and self._loop.time() >= self._timer.when:
+            self._timer.cancel()
+            self._due()
 
     def cancel(self) -> None:
         if self._timer is not None:
@@ -122,23 +152,37 @@ class _Deadline:
             self.asking.cancel()
 
 
+def _failure(exc: BaseException, deadline: _Deadline) -> HandshakeError | None:
+    """Return what to raise instead, its cause set, or None."""
+    if not isinstance(exc, Exception) or isinstance(exc, HandshakeRejected | InvalidHandshake):
+        return None  # the latter are final, even if the peer then did not hang up
+    if deadline.passed:
+        return OpenTimeout(f"no request for a WebSocket was complete within open_timeout={deadline.seconds:g} s")
+    if isinstance(exc, OSError):
+        failure = ConnectFailed(exc.errno, f"the connection broke during the handshake: {exc.strerror or exc}")
+        failure.__cause__ = exc
+        return failure
+    return None
+
+
 async def _answer(
     handshake: ServerHandshake,
     opening: Opening[Request],
     process_request: ProcessRequest | None,
-    refusal: Callable[[], Response | None],
+    gate: Gate | None,
     deadline: _Deadline,
 ) -> tuple[Request, Response]:
     """Accept the request, or raise when its refusal has been sent."""
     try:
         request = await opening.receive()
-        response = refusal() if request.is_websocket else None
+        response = gate.refusal() if gate is not None and request.is_websocket else None
         if response is None and process_request is not None:
             response = await _ask(process_request, request, deadline)
+            deadline.check()
             if deadline.passed:
                 raise TimeoutError("process_request took too long")
-            if request.is_websocket and (response is None or response.status_code == 101):
-                response = refusal() or response  # while it waited, the last place may have been taken
+            if gate is not None and request.is_websocket and (response is None or response.status_code == 101):
+                response = gate.refusal() or response  # while it waited, the last place may have been taken
         if response is None and not request.is_websocket:
             # "the server MUST [...] send an Upgrade header field in a 426 response to indicate the required
             # protocol(s)" (RFC 9110 §15.5.22)
@@ -151,11 +195,11 @@ async def _answer(
     except InvalidHandshake as exc:
         if exc.response is not None:
             await opening.send(handshake.reject(exc.response))
-            await opening.hang_up(REFUSED_SECONDS)
         raise
+    if gate is not None and response.status_code == 101:
+        gate.admitted()
     await opening.send(data)
     if response.status_code != 101:
-        await opening.hang_up(REFUSED_SECONDS)
         raise HandshakeRejected(response)
     return request, response
 

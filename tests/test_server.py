@@ -32,12 +32,13 @@ from anyio_ws import (
     serve,
 )
 from anyio_ws.loops import open_loop
-from anyio_ws.protocol import encode_frame
+from anyio_ws.protocol import Opcode, encode_close, encode_frame
 from anyio_ws.tasks import Tasks
-from anyio_ws.testing import MemoryServer, RawPeer
+from anyio_ws.testing import MemoryServer, RawFrame, RawPeer
+from anyio_ws.transports.memory import CAPACITY
 from anyio_ws.upgrade import REFUSED_SECONDS
 from support.peers import dial, head
-from support.tools import settle
+from support.tools import Call, jump, settle
 
 UPGRADE = (
     b"GET /chat HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -510,6 +511,44 @@ async def test_more_than_max_connections_get_503() -> None:
             await ws.receive()
 
 
+def slow_101(request: Request) -> Response:
+    """A 101 larger than what a peer that reads nothing takes."""
+    return Response(101, {"X-Large": "x" * (CAPACITY + 1)})
+
+
+async def test_max_connections_holds_while_a_101_waits_to_be_sent() -> None:
+    async with MemoryServer(idle, max_connections=1, process_request=slow_101) as server, dial(server) as peer:
+        peer.pause()
+        await peer.send(UPGRADE + b"\r\n")
+        await settle()
+        with pytest.raises(HandshakeRejected, match="503"):
+            async with server.connect():
+                pass
+        peer.resume()
+        assert (await head(peer)).startswith(b"HTTP/1.1 101 ")
+        await settle()
+        assert server.stats == ServerStats(accepted=1, rejected=1, open=1)
+
+
+async def test_a_connection_whose_101_waits_when_the_server_is_drained_is_closed_too() -> None:
+    async with (
+        MemoryServer(idle, process_request=slow_101) as server,
+        dial(server) as peer,
+        anyio.create_task_group() as group,
+    ):
+        peer.pause()
+        await peer.send(UPGRADE + b"\r\n")
+        await settle()
+        drained = Call(group, server.drain, 1012, "restart")
+        await settle()
+        peer.resume()
+        assert (await head(peer)).startswith(b"HTTP/1.1 101 ")
+        assert await peer.receive_frame() == RawFrame(Opcode.CLOSE, encode_close(1012, "restart"))
+        await peer.send_close(1012)
+        peer.close()
+        await drained.wait()
+
+
 async def test_max_connections_holds_while_process_request_waits() -> None:
     waiting = anyio.Event()
 
@@ -579,6 +618,25 @@ async def test_open_timeout_cancels_process_request(swallows: bool, caplog: pyte
         assert server.stats == ServerStats(accepted=0, rejected=1, open=0)
     assert "open_timeout=5 s" in caplog.messages[0]
     assert errors(caplog) == []
+
+
+@pytest.mark.virtual_time
+async def test_a_process_request_that_blocks_past_open_timeout_is_too_late() -> None:
+    def process_request(request: Request) -> None:
+        jump(6)
+
+    async with MemoryServer(echo, process_request=process_request, open_timeout=5) as server, dial(server) as peer:
+        await peer.send(UPGRADE + b"\r\n")
+        assert await peer.receive_eof() == b""
+        await settle()
+        assert server.stats == ServerStats(accepted=0, rejected=1, open=0)
+
+
+async def test_a_refusal_counts_when_it_is_sent() -> None:
+    async with MemoryServer(echo) as server, dial(server) as peer:
+        await peer.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+        assert (await head(peer)).startswith(b"HTTP/1.1 426 ")
+        assert server.stats.rejected == 1  # although the peer has not hung up
 
 
 @pytest.mark.virtual_time

@@ -9,7 +9,7 @@ import pytest
 
 from anyio_ws import CloseInfo, ConnectFailed, HandshakeRejected, InvalidHandshake, Response
 from anyio_ws.loops import open_loop
-from anyio_ws.protocol import Opcode
+from anyio_ws.protocol import Opcode, encode_frame
 from anyio_ws.tasks import Tasks
 from anyio_ws.testing import MemoryServer, RawFrame, connected_pair, raw_peer, virtual_clock
 from anyio_ws.transports.memory import CAPACITY, memory_pipe
@@ -257,3 +257,17 @@ async def test_a_poll_delivers_what_is_there():
         two.poll()
         assert two.receiver.events == [b"x"]
         assert one.attributes == {}
+
+
+async def test_a_raw_peer_may_send_and_receive_at_the_same_time() -> None:
+    async with raw_peer() as (peer, ws), anyio.create_task_group() as group:
+        received = Call(group, peer.receive_frame)
+        sent = Call(group, peer.send, encode_frame(Opcode.BINARY, bytes(50_000), b"mask") * 4)
+        await settle()
+        assert not received.done
+        assert not sent.done
+        for _ in range(4):
+            assert len(await ws.receive()) == 50_000
+        await sent.wait()
+        await ws.send("answer")
+        assert (await received.wait()).payload == b"answer"
