@@ -145,7 +145,12 @@ class Attendant:
                 if code == 1000:
                     code = 1001
                 await checkpoint_if_cancelled()
-            await ws.aclose(code)
+            if code == 1011:
+                # The last who waits in aclose() drops the connection.
+                with CancelScope(deadline=current_time() + self._owner.rules.options.ending_bound):
+                    await ws.aclose(code)
+            else:
+                await ws.aclose(code)
         except BaseException as exc:
             if not core.closing or self.out_of_time:
                 if not isinstance(exc, get_cancelled_exc_class()):

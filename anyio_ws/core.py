@@ -617,9 +617,12 @@ class Core:
             self.gone_event.set()
 
     def _set_deadline(self, seconds: float) -> None:
+        when = self.loop.time() + seconds
         if self._deadline is not None:
+            if self._began is not None:
+                when = min(when, self._deadline.when)  # nothing that comes moves the deadline of our own Close
             self._deadline.cancel()
-        self._deadline = self.loop.call_at(self.loop.time() + seconds, self._deadline_due)
+        self._deadline = self.loop.call_at(when, self._deadline_due)
 
     def _deadline_due(self) -> None:
         error = self.connection.error

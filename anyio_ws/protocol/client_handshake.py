@@ -220,13 +220,18 @@ class ClientHandshake:
         data = data[: _MAX_BODY - self._body_received]
         self._body_received += len(data)
         # At least once, for there are bodies that are complete from the start.
-        for start in range(0, len(data) or 1, _MAX_CHUNK_LINE):
-            # Empty would mean the end of the stream.
-            if piece := bytes(data[start : start + _MAX_CHUNK_LINE]):
-                self._connection.receive_data(piece)
+        while True:
+            # h11 compares what it keeps with its limit when it finds no end of a line in that. With one byte more than
+            # the limit, and never two, it is always the same line that is too long, however the body was cut.
+            room = _MAX_CHUNK_LINE + 1 - len(self._connection.trailing_data[0])
+            if data:  # empty would mean the end of the stream
+                self._connection.receive_data(bytes(data[:room]))
             self._pull_body()
             if self._is_complete:
                 return
+            data = data[room:]
+            if not data:
+                break
         self._is_complete = self._body_received >= _MAX_BODY
 
     def _pull_body(self) -> None:
