@@ -14,10 +14,10 @@ Rules of this file:
 
 - Every read of the chunk is preceded by a comparison with what is left of it, and no pointer is ever moved past its
   end. Lengths from the wire are uint64_t until they are known to be no larger than max_size, which fits Py_ssize_t.
-- Whatever runs Python code (on_control, on_error, a finaliser that an allocation sets off, another thread meanwhile) finds the
+- Whatever runs Python code (on_control, transform, a finaliser that an allocation sets off, another thread meanwhile) finds the
   decoder busy, and gets a RuntimeError if it calls it. On a free-threaded build a critical section protects the flag.
 - A C function that returns -1 or NULL has set an exception. An exception in the middle of decoding, which only
-  on_control or a lack of memory can cause, ends the decoder: it decodes nothing more.
+  a callback or a lack of memory can cause, ends the decoder: it decodes nothing more.
 - No static mutable state: types and the functions of frame_rules.py are in the module's state.
 */
 
@@ -30,6 +30,7 @@ Rules of this file:
 #if PY_VERSION_HEX < 0x030C0000
 #include <structmember.h>
 #define Py_T_BOOL T_BOOL
+#define Py_T_INT T_INT
 #define Py_T_OBJECT_EX T_OBJECT_EX
 #define Py_T_PYSSIZET T_PYSSIZET
 #define Py_READONLY READONLY
@@ -50,6 +51,7 @@ enum { MESSAGE_OVERHEAD = 64, LEND_FROM = 16 * 1024, FIRST_RESERVE = 64 * 1024, 
 typedef struct {
     PyTypeObject *loan_type;
     PyObject *rules; /* frame_rules.py */
+    PyObject *violation; /* ProtocolError */
 } State;
 
 
@@ -414,7 +416,8 @@ typedef struct {
     PyObject_HEAD
     char is_client;
     Py_ssize_t max_size;
-    PyObject *on_control, *on_error;
+    PyObject *on_control, *on_error, *on_too_big, *transform;
+    int rsv; /* the bits that transform is for */
     PyObject *scratch; /* None, or a buffer that belongs to the caller */
 
     /* The outcome. */
@@ -431,11 +434,12 @@ typedef struct {
     Py_ssize_t offset;
 
     /* The message that has begun and not ended. Of `message`, which is bytes or NULL, [:checked] is known to be UTF-8,
-       [:size] has arrived, and the rest is reserved. No other reference to it exists, except that of the loan; that is
-       also why decoder_traverse does not show it to gc.get_referents(). */
-    char in_message, is_text;
+       [:size] has arrived, and the rest is reserved; `taken` bytes that came before are not there any more. No other
+       reference to it exists, except that of the loan; that is also why decoder_traverse does not show it to
+       gc.get_referents(). */
+    int begun; /* opcode and RSV bits of the message; 0 if there is none */
     PyObject *message;
-    Py_ssize_t size, checked;
+    Py_ssize_t size, checked, taken;
     Loan *loan;
     PyObject *view; /* the memoryview of the loan that get_buffer() returned */
 
@@ -459,10 +463,11 @@ static State *get_state(Decoder *self)
 
 static void reset_message(Decoder *self)
 {
-    self->in_message = 0;
+    self->begun = 0;
     Py_CLEAR(self->message);
     self->size = 0;
     self->checked = 0;
+    self->taken = 0;
 }
 
 /* Decode nothing more, and let go of what there is. */
@@ -475,16 +480,35 @@ static void end(Decoder *self)
     reset_message(self);
 }
 
+static int report(PyObject *callback, PyObject *error)
+{
+    PyObject *result = PyObject_CallOneArg(callback, error);
+    Py_XDECREF(result);
+    return result ? 0 : -1;
+}
+
 /* Record a violation; `error` is a new reference, or NULL with an exception. */
 static int fail(Decoder *self, PyObject *error)
 {
     if (!error) { return -1; }
     end(self);
     Py_SETREF(self->error, error);
-    if (self->on_error == Py_None) { return 0; }
-    PyObject *result = PyObject_CallOneArg(self->on_error, error);
-    Py_XDECREF(result);
-    return result ? 0 : -1;
+    return self->on_error == Py_None ? 0 : report(self->on_error, error);
+}
+
+/* Return the exception that was raised, and clear it. */
+static PyObject *catch(void)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    return PyErr_GetRaisedException();
+#else
+    PyObject *type, *exception, *traceback;
+    PyErr_Fetch(&type, &exception, &traceback);
+    PyErr_NormalizeException(&type, &exception, &traceback);
+    Py_DECREF(type);
+    Py_XDECREF(traceback);
+    return exception;
+#endif
 }
 
 /* Turn the UnicodeDecodeError that was raised into a violation. What was decoded began `offset` bytes into the message.
@@ -493,15 +517,7 @@ static int fail(Decoder *self, PyObject *error)
 static int fail_utf8(Decoder *self, Py_ssize_t offset)
 {
     if (!PyErr_ExceptionMatches(PyExc_UnicodeDecodeError)) { return -1; }
-#if PY_VERSION_HEX >= 0x030C0000
-    PyObject *exception = PyErr_GetRaisedException();
-#else
-    PyObject *type, *exception, *traceback;
-    PyErr_Fetch(&type, &exception, &traceback);
-    PyErr_NormalizeException(&type, &exception, &traceback);
-    Py_DECREF(type);
-    Py_XDECREF(traceback);
-#endif
+    PyObject *exception = catch();
     PyObject *error = PyObject_CallMethod(get_state(self)->rules, "not_utf8", "sOn", "text message", exception, offset);
     Py_DECREF(exception);
     return fail(self, error);
@@ -550,23 +566,86 @@ static Py_ssize_t double_up_to(Py_ssize_t size, Py_ssize_t most)
     return size < most - size ? 2 * size : most;
 }
 
+/* Have transform undo what was done to a message, then deliver it. The reference to the payload is stolen. */
+static int deliver_transformed(Decoder *self, Chunk *chunk, int begun, PyObject *payload)
+{
+    PyObject *args[3] = {NULL, PyLong_FromLong(begun), payload};
+    PyObject *result = NULL;
+    if (args[1] && payload) {
+        result = PyObject_Vectorcall(self->transform, args + 1, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    }
+    Py_XDECREF(args[1]);
+    Py_XDECREF(payload);
+    if (!result) {
+        return PyErr_ExceptionMatches(get_state(self)->violation) ? fail(self, catch()) : -1;
+    }
+    if (result == Py_None) {
+        Py_DECREF(result);
+        chunk->room = 0;
+        return 0;
+    }
+    if (!PyBytes_CheckExact(result)) {
+        PyErr_Format(PyExc_TypeError, "transform must return bytes or None, not %.200s", Py_TYPE(result)->tp_name);
+        Py_DECREF(result);
+        return -1;
+    }
+    if (begun & TEXT) {
+        PyObject *text = PyUnicode_DecodeUTF8(PyBytes_AS_STRING(result), PyBytes_GET_SIZE(result), NULL);
+        Py_SETREF(result, text);
+        if (!result) { return fail_utf8(self, 0); }
+    }
+    return deliver(self, chunk, result);
+}
+
+/* Return the payload that was assembled, cut to size, as the message itself. */
+static PyObject *detach(Decoder *self)
+{
+    if ((!self->message || PyBytes_GET_SIZE(self->message) != self->size) && reserve(self, self->size) < 0) {
+        return NULL;
+    }
+    PyObject *message = self->message;
+    self->message = NULL;
+    return message;
+}
+
 static int end_message(Decoder *self, Chunk *chunk)
 {
+    int begun = self->begun;
     PyObject *message;
-    if (self->is_text) {
+    if (begun == TEXT) {
         const char *data = self->message ? PyBytes_AS_STRING(self->message) : "";
         message = PyUnicode_DecodeUTF8(data, self->size, NULL);
-        if (!message) { return fail_utf8(self, 0); }
+        if (!message) { return fail_utf8(self, self->taken); }
     }
     else {
-        if ((!self->message || PyBytes_GET_SIZE(self->message) != self->size) && reserve(self, self->size) < 0) {
-            return -1;
-        }
-        message = self->message;
-        self->message = NULL;
+        message = detach(self);
+        if (!message) { return -1; }
     }
     reset_message(self);
-    return deliver(self, chunk, message);
+    return begun & RSV ? deliver_transformed(self, chunk, begun, message) : deliver(self, chunk, message);
+}
+
+/* Take what has arrived of the message that has begun, of a text whole characters. */
+static PyObject *take(Decoder *self)
+{
+    PyObject *part;
+    if (self->begun == TEXT) {
+        Py_ssize_t count = self->checked;
+        char *data = self->message ? PyBytes_AS_STRING(self->message) : NULL;
+        part = PyUnicode_DecodeUTF8(data ? data : "", count, NULL);
+        if (!part) { return NULL; }
+        if (count) { memmove(data, data + count, (size_t)(self->size - count)); }
+        self->size -= count;
+        self->taken += count;
+    }
+    else {
+        part = detach(self);
+        if (!part) { return NULL; }
+        self->taken += self->size;
+        self->size = 0;
+    }
+    self->checked = 0;
+    return part;
 }
 
 /* Count bytes that have been put behind what had arrived of the message, and validate them if it is text. */
@@ -579,7 +658,7 @@ static int arrived(Decoder *self, Py_ssize_t count)
         key[i] = self->key[(i + count) & 3];
     }
     memcpy(self->key, key, KEY_SIZE);
-    if (!self->is_text || (!self->left && self->fin)) { return 0; }
+    if (self->begun != TEXT || (!self->left && self->fin)) { return 0; }
     /* ASCII is passed over. What is decoded is dropped: in pieces, strings can take much more memory than the message.
        The end is left to end_message. */
     const char *data = PyBytes_AS_STRING(self->message);
@@ -590,7 +669,7 @@ static int arrived(Decoder *self, Py_ssize_t count)
     }
     Py_ssize_t valid = 0;
     PyObject *text = PyUnicode_DecodeUTF8Stateful(data + checked, self->size - checked, NULL, &valid);
-    if (!text) { return fail_utf8(self, checked); }
+    if (!text) { return fail_utf8(self, self->taken + checked); }
     Py_DECREF(text);
     self->checked = checked + valid;
     return 0;
@@ -630,9 +709,9 @@ static int take_payload(Decoder *self, Chunk *chunk)
 static int is_bad_head(Decoder *self, int first, int second)
 {
     int opcode = first & 0xF;
-    if (first & RSV || (second >= MASKED) == self->is_client) { return 1; }
+    if (first & RSV || /* those that transform is for are not in it */ (second >= MASKED) == self->is_client) { return 1; }
     if (opcode >= CLOSE) { return opcode > PONG || (second & 0x7F) > 125 || first < FIN; }
-    return opcode > BINARY || (opcode != CONTINUATION) == self->in_message;
+    return opcode > BINARY || (opcode != CONTINUATION) == (self->begun != 0);
 }
 
 static int take_control(Decoder *self, int opcode, const uint8_t *payload, Py_ssize_t length, const uint8_t *key)
@@ -648,6 +727,30 @@ static int take_control(Decoder *self, int opcode, const uint8_t *payload, Py_ss
     return result ? 0 : -1;
 }
 
+/* Tell whether a message is really too big that exceeds max_size: what an extension has transformed may be longer. */
+static int is_too_big(Decoder *self, uint64_t size, int begun)
+{
+    if (!(begun & RSV)) { return 1; }
+    PyObject *result = PyObject_CallMethod(get_state(self)->rules, "longest_transformed", "n", self->max_size);
+    if (!result) { return -1; }
+    Py_ssize_t longest = PyLong_AsSsize_t(result);
+    Py_DECREF(result);
+    if (longest == -1 && PyErr_Occurred()) { return -1; }
+    return size > (uint64_t)longest;
+}
+
+/* A message is going to be too big: stop before the frame that says so, or fail. */
+static int refuse_size(Decoder *self, Chunk *chunk, uint64_t size, int fin)
+{
+    PyObject *error = PyObject_CallMethod(get_state(self)->rules, "too_big", "Kni", (unsigned long long)size,
+                                          self->max_size, fin);
+    if (!error || self->on_too_big == Py_None) { return fail(self, error); }
+    chunk->room = 0;
+    int result = report(self->on_too_big, error);
+    Py_DECREF(error);
+    return result;
+}
+
 /* Decode the frame that the chunk begins with, and of a data frame as much as is there. If its header, or a control
    frame, is incomplete, chunk->next stays where it is. */
 static int take_frame(Decoder *self, Chunk *chunk)
@@ -657,9 +760,12 @@ static int take_frame(Decoder *self, Chunk *chunk)
     if (there < 2) { return 0; }
     int first = data[0];
     int second = data[1];
+    int opcode = first & 0xF;
+    int rsv = opcode == TEXT || opcode == BINARY ? first & self->rsv : 0;
+    first ^= rsv;
     if (is_bad_head(self, first, second)) {
         return fail(self, PyObject_CallMethod(get_state(self)->rules, "check_head", "iiii", first, second,
-                                              (int)self->is_client, (int)self->in_message));
+                                              (int)self->is_client, (int)(self->begun != 0)));
     }
 
     Py_ssize_t start = 2;
@@ -679,12 +785,12 @@ static int take_frame(Decoder *self, Chunk *chunk)
         }
     }
 
-    int opcode = first & 0xF;
     char fin = first >= FIN;
-    uint64_t size = (uint64_t)self->size + length;
+    uint64_t size = (uint64_t)self->taken + (uint64_t)self->size + length;
     if (opcode < CLOSE && (self->max_size < 0 || size > (uint64_t)self->max_size)) {
-        return fail(self, PyObject_CallMethod(get_state(self)->rules, "too_big", "Kni", (unsigned long long)size,
-                                              self->max_size, (int)fin));
+        int excess = is_too_big(self, size, rsv | self->begun);
+        if (excess < 0) { return -1; }
+        if (excess) { return refuse_size(self, chunk, size, fin); }
     }
 
     const uint8_t *key = NULL;
@@ -709,13 +815,13 @@ static int take_frame(Decoder *self, Chunk *chunk)
     }
     if (whole && fin && opcode != CONTINUATION) {
         chunk->next = payload + length;
-        PyObject *message = make_message(payload, (Py_ssize_t)length, key, opcode == TEXT);
+        PyObject *message = make_message(payload, (Py_ssize_t)length, key, opcode == TEXT && !rsv);
+        if (rsv) { return deliver_transformed(self, chunk, opcode | rsv, message); }
         return message ? deliver(self, chunk, message) : fail_utf8(self, 0);
     }
 
     if (opcode != CONTINUATION) {
-        self->in_message = 1;
-        self->is_text = opcode == TEXT;
+        self->begun = opcode | rsv;
     }
     if (!fin) { self->fragments++; }
     self->in_payload = 1;
@@ -960,15 +1066,29 @@ static PyObject *decoder_get_buffer(PyObject *op, PyObject *Py_UNUSED(ignored))
     return view;
 }
 
+static PyObject *decoder_take(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    PyObject *part = NULL;
+    Py_BEGIN_CRITICAL_SECTION(op);
+    if (enter((Decoder *)op) == 0) {
+        part = repay((Decoder *)op) < 0 ? NULL : take((Decoder *)op);
+        ((Decoder *)op)->busy = 0;
+    }
+    Py_END_CRITICAL_SECTION();
+    return part;
+}
+
 /* Not in tp_init, which could be called again while the decoder is at work. */
 static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"is_client", "max_size", "on_control", "on_error", "scratch", NULL};
-    int is_client = -1;
-    PyObject *max_size = NULL, *on_control = NULL, *on_error = Py_None, *scratch = Py_None;
+    static char *names[] = {"is_client", "max_size", "on_control", "on_error", "on_too_big",
+                            "rsv",       "transform", "scratch",   NULL};
+    int is_client = -1, rsv = 0;
+    PyObject *max_size = NULL, *on_control = NULL, *on_error = Py_None, *on_too_big = Py_None, *transform = Py_None,
+             *scratch = Py_None;
     Py_ssize_t most;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$pOOOO:Decoder", names, &is_client, &max_size, &on_control,
-                                     &on_error, &scratch)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$pOOOOiOO:Decoder", names, &is_client, &max_size, &on_control,
+                                     &on_error, &on_too_big, &rsv, &transform, &scratch)) {
         return NULL;
     }
     if (is_client < 0 || !max_size || !on_control) { /* the format cannot say which are optional */
@@ -982,6 +1102,9 @@ static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
         self->max_size = most;
         self->on_control = Py_NewRef(on_control);
         self->on_error = Py_NewRef(on_error);
+        self->on_too_big = Py_NewRef(on_too_big);
+        self->rsv = rsv & RSV;
+        self->transform = Py_NewRef(transform);
         self->scratch = Py_NewRef(scratch);
         self->room = PY_SSIZE_T_MAX;
         self->error = Py_NewRef(Py_None);
@@ -995,6 +1118,8 @@ static int decoder_traverse(PyObject *op, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->on_control);
     Py_VISIT(self->on_error);
+    Py_VISIT(self->on_too_big);
+    Py_VISIT(self->transform);
     Py_VISIT(self->scratch);
     Py_VISIT(self->error);
     Py_VISIT(self->view);
@@ -1007,6 +1132,8 @@ static int decoder_clear(PyObject *op)
     end(self);
     Py_CLEAR(self->on_control);
     Py_CLEAR(self->on_error);
+    Py_CLEAR(self->on_too_big);
+    Py_CLEAR(self->transform);
     Py_SETREF(self->scratch, Py_NewRef(Py_None)); /* never NULL: a finaliser may still call the decoder */
     Py_CLEAR(self->error);
     Py_CLEAR(self->view);
@@ -1032,6 +1159,8 @@ static PyMethodDef decoder_methods[] = {
     {"get_buffer", decoder_get_buffer, METH_NOARGS,
      PyDoc_STR("get_buffer($self, /)\n--\n\n"
                "Return where the next bytes belong: in the message itself for a large payload.")},
+    {"take", decoder_take, METH_NOARGS,
+     PyDoc_STR("take($self, /)\n--\n\nTake what has arrived of the message that has begun and not ended.")},
     {NULL, NULL, 0, NULL},
 };
 
@@ -1043,11 +1172,14 @@ static PyMemberDef decoder_members[] = {
     {"fed", Py_T_PYSSIZET, offsetof(Decoder, fed), Py_READONLY, NULL},
     {"messages", Py_T_PYSSIZET, offsetof(Decoder, messages), Py_READONLY, NULL},
     {"fragments", Py_T_PYSSIZET, offsetof(Decoder, fragments), Py_READONLY, NULL},
+    {"max_size", Py_T_PYSSIZET, offsetof(Decoder, max_size), 0, NULL},
+    {"begun", Py_T_INT, offsetof(Decoder, begun), Py_READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
 static PyType_Slot decoder_slots[] = {
-    {Py_tp_doc, "Decoder(*, is_client, max_size, on_control, on_error=None, scratch=None)\n--\n\n"
+    {Py_tp_doc, "Decoder(*, is_client, max_size, on_control, on_error=None, on_too_big=None, rsv=0, transform=None, "
+                "scratch=None)\n--\n\n"
                 "The receiving half of a connection: bytes to messages."},
     {Py_tp_new, decoder_new},
     {Py_tp_traverse, decoder_traverse},
@@ -1081,7 +1213,8 @@ static int codec_exec(PyObject *module)
     State *state = PyModule_GetState(module);
     state->rules = PyImport_ImportModule("anyio_ws.protocol.frame_rules");
     state->loan_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &loan_spec, NULL);
-    if (!state->rules || !state->loan_type) { return -1; }
+    state->violation = state->rules ? PyObject_GetAttrString(state->rules, "ProtocolError") : NULL;
+    if (!state->violation || !state->loan_type) { return -1; }
     return add_type(module, &keys_spec) < 0 || add_type(module, &decoder_spec) < 0 ? -1 : 0;
 }
 
@@ -1089,6 +1222,7 @@ static int codec_traverse(PyObject *module, visitproc visit, void *arg)
 {
     State *state = PyModule_GetState(module);
     Py_VISIT(state->rules);
+    Py_VISIT(state->violation);
     Py_VISIT(state->loan_type);
     return 0;
 }
@@ -1097,6 +1231,7 @@ static int codec_clear(PyObject *module)
 {
     State *state = PyModule_GetState(module);
     Py_CLEAR(state->rules);
+    Py_CLEAR(state->violation);
     Py_CLEAR(state->loan_type);
     return 0;
 }

@@ -9,7 +9,8 @@ places where bytes can be:
 - *In the message.* The payload of any other data frame is appended to ``_message``, unmasked there and, if it is text,
   validated as far as it has come. This is one buffer however many fragments there are: a fragment of one byte costs
   a byte and an empty one nothing. It grows with what arrives, never with what a header announces. During a large
-  payload ``get_buffer`` lends the free end of it to the socket, and ``filled`` says how much has arrived.
+  payload ``get_buffer`` lends the free end of it to the socket, and ``filled`` says how much has arrived. Who cannot
+  wait for the end of a message takes it in parts, with ``take``.
 - *Held back.* The rest of a chunk stays in ``_held``, from ``_offset`` on, because the caller has no room for more
   messages (``pending``), or because it is the beginning of a header or of a control frame, at most 130 bytes. A caller
   who takes the messages of a chunk one by one moves the offset, not the bytes.
@@ -29,7 +30,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from .exceptions import ProtocolError
-from .frame_rules import MESSAGE_OVERHEAD, bad_length, check_head, not_utf8, too_big
+from .frame_rules import MESSAGE_OVERHEAD, bad_length, check_head, longest_transformed, not_utf8, too_big
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 """What payloads and chunks may come in (``collections.abc.Buffer`` is not in Python 3.11)."""
@@ -37,8 +38,10 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 # Plain ints: comparing with a member of an IntEnum takes several times as long.
 _CONTINUATION = 0x0
 _TEXT = 0x1
+_BINARY = 0x2
 _CLOSE = 0x8
 _FIN = 0x80
+_RSV = 0x70
 _WHOLE_TEXT = 0x81
 _WHOLE_BINARY = 0x82
 
@@ -195,6 +198,12 @@ class Decoder:
         on_control: called with the opcode and the payload of each control frame. It must neither raise nor call the
             decoder.
         on_error: called with what `error` was set to, by the same rules.
+        on_too_big: called, by the same rules, with the error for a message that is going to exceed max_size. Decoding
+            stops before the frame that says so, as if there was no room. Without this, it is a violation.
+        rsv: the RSV bits that may be set in the first frame of a message, for `transform`.
+        transform: called with the opcode and these bits, and the payload, of a message that has any; it returns the
+            payload to go on with, or raises ProtocolError. None takes the message away, and decoding stops as if there
+            was no room. It must not call the decoder.
         scratch: memory for what `get_buffer` has no better place for; decoders that are never filled at the same time
             may share it.
 
@@ -205,6 +214,8 @@ class Decoder:
         closed: whether a Close frame was decoded.
         fed: bytes that have been fed.
         messages: those that have been returned.
+        max_size: may be set anew at any time.
+        begun: opcode and RSV bits of the message that has begun and not ended; 0 if there is none.
         fragments: data frames that did not end their message.
 
     RFC 6455 §5, §6.2, §8.1.
@@ -215,10 +226,8 @@ class Decoder:
         "_ended",
         "_fin",
         "_held",
-        "_in_message",
         "_in_payload",
         "_is_client",
-        "_is_text",
         "_key",
         "_left",
         "_max_size",
@@ -227,10 +236,15 @@ class Decoder:
         "_offset",
         "_on_control",
         "_on_error",
+        "_on_too_big",
+        "_rsv",
         "_scratch",
         "_short",
         "_size",
+        "_taken",
+        "_transform",
         "_view",
+        "begun",
         "closed",
         "error",
         "fed",
@@ -247,12 +261,18 @@ class Decoder:
         max_size: int | None,
         on_control: Callable[[int, bytes], None],
         on_error: Callable[[ProtocolError], None] | None = None,
+        on_too_big: Callable[[ProtocolError], None] | None = None,
+        rsv: int = 0,
+        transform: Callable[[int, bytes], bytes | None] | None = None,
         scratch: memoryview | None = None,
     ) -> None:
         self._is_client = is_client
         self._max_size = sys.maxsize if max_size is None else max_size
         self._on_control = on_control
         self._on_error = on_error
+        self._on_too_big = on_too_big
+        self._rsv = rsv
+        self._transform = transform
         self._scratch = scratch
 
         # The outcome.
@@ -270,12 +290,12 @@ class Decoder:
         self._offset: int = 0
 
         # The message that has begun and not ended. Of _message, [:_checked] is known to be UTF-8, [:_size] has arrived,
-        # and the rest is reserved and perhaps lent to the socket.
-        self._in_message = False
-        self._is_text = False
+        # and the rest is reserved and perhaps lent to the socket. _taken bytes that came before are not there any more.
+        self.begun: int = 0
         self._message = bytearray()
         self._size = 0
         self._checked = 0
+        self._taken = 0
         self._view: memoryview | None = None
 
         # The frame whose payload is arriving. If nothing is left of it, it ends as soon as there is room for a message.
@@ -315,8 +335,7 @@ class Decoder:
                 pos = self._offset
         if self._in_payload and room > 0:
             pos = self._take_payload(data, pos, messages)
-            if messages:
-                room -= len(messages[0]) + MESSAGE_OVERHEAD
+            room = self.room
 
         # This loop is most of what a small message costs. That is why it repeats apply_mask, and why it asks one
         # question about three rules: a wrong mask bit makes `length` larger than 127, which is more than `short` is.
@@ -337,13 +356,12 @@ class Decoder:
                 start = end + 1  # which makes it a case for _take_frame
             stop = start + length
             if stop > end or (first != _WHOLE_BINARY and first != _WHOLE_TEXT):
-                count = len(messages)
                 start = pos
+                self.room = room
                 pos = self._take_frame(data, pos, messages)
+                room = self.room
                 if pos == start:
                     break
-                if len(messages) > count:
-                    room -= len(messages[-1]) + MESSAGE_OVERHEAD
                 short = self._short
                 medium = self._medium
                 continue
@@ -431,7 +449,9 @@ class Decoder:
         end = len(data)
         first = data[pos]
         second = data[pos + 1]
-        error = check_head(first, second, self._is_client, self._in_message)
+        opcode = first & 0xF
+        rsv = first & self._rsv if opcode in (_TEXT, _BINARY) else 0
+        error = check_head(first ^ rsv, second, self._is_client, self.begun != 0)
         if error is not None:
             self._fail(error)
             return end
@@ -448,12 +468,18 @@ class Decoder:
                 self._fail(bad_length(length, 8 * width))
                 return end
 
-        opcode = first & 0xF
         fin = first >= _FIN
-        size = self._size + length
+        size = self._taken + self._size + length
         if size > self._max_size and opcode < _CLOSE:
-            self._fail(too_big(size, self._max_size, fin))
-            return end
+            is_transformed = rsv or self.begun & _RSV
+            if not is_transformed or size > longest_transformed(self._max_size):
+                error = too_big(size, self._max_size, fin)
+                if self._on_too_big is None:
+                    self._fail(error)
+                    return end
+                self.room = 0
+                self._on_too_big(error)
+                return pos
 
         key = b""
         if not self._is_client:
@@ -477,8 +503,7 @@ class Decoder:
             return stop
 
         if opcode != _CONTINUATION:
-            self._in_message = True
-            self._is_text = opcode == _TEXT
+            self.begun = opcode | rsv
             self._short = self._medium = -1
         if not fin:
             self.fragments += 1
@@ -517,29 +542,70 @@ class Decoder:
         # "When an endpoint is to interpret a byte stream as UTF-8 but finds that the byte stream is not, in fact,
         # a valid UTF-8 stream, that endpoint MUST _Fail the WebSocket Connection_." (§8.1) What is decoded here is
         # dropped: in pieces, strings can take much more memory than the message. The end is left to _end_message.
-        if self._is_text and (self._left or not self._fin):
+        if self.begun == _TEXT and (self._left or not self._fin):
             checked = self._checked
             try:
                 self._checked = checked + utf_8_decode(self._message[checked : self._size])[1]
             except UnicodeDecodeError as exc:
-                self._fail(not_utf8("text message", exc, checked))
+                self._fail(not_utf8("text message", exc, self._taken + checked))
+
+    def take(self) -> str | bytes:
+        """Take what has arrived of the message that has begun and not ended; what is left of it comes out at its end.
+
+        Returns:
+            Of a text as many whole characters as there are; of a message with RSV bits its payload as it came.
+        """
+        self._release_view()
+        part = bytes(self._message[: self._checked if self.begun == _TEXT else self._size])
+        del self._message[self._size :], self._message[: len(part)]
+        self._size -= len(part)
+        self._taken += len(part)
+        self._checked = 0
+        return part.decode() if self.begun == _TEXT else part
 
     def _end_message(self, messages: list[str | bytes]) -> None:
-        message = self._message
-        if self._is_text:
-            try:
-                messages.append(message.decode())
-            except UnicodeDecodeError as exc:
-                self._fail(not_utf8("text message", exc))
-        else:
-            messages.append(bytes(message))
+        payload: bytes | bytearray = self._message
+        begun, taken = self.begun, self._taken
         self._reset_message()
+        if begun & _RSV:
+            assert self._transform is not None
+            try:
+                transformed = self._transform(begun, bytes(payload))
+            except ProtocolError as exc:
+                self._fail(exc)
+                return
+            if transformed is None:
+                self.room = 0
+                return
+            payload = transformed
+        message: str | bytes
+        if begun & _TEXT:
+            try:
+                message = payload.decode()
+            except UnicodeDecodeError as exc:
+                self._fail(not_utf8("text message", exc, taken))
+                return
+        else:
+            message = bytes(payload)
+        messages.append(message)
+        self.room -= len(message) + MESSAGE_OVERHEAD
+
+    @property
+    def max_size(self) -> int:
+        return self._max_size
+
+    @max_size.setter
+    def max_size(self, size: int) -> None:
+        self._max_size = size
+        if not self.begun:
+            self._reset_message()
 
     def _reset_message(self) -> None:
-        self._in_message = False
+        self.begun = 0
         self._message = bytearray()
         self._size = 0
         self._checked = 0
+        self._taken = 0
         self._short = min(125, self._max_size)
         self._medium = min(0xFFFF, self._max_size)
 

@@ -4,6 +4,7 @@ Both codecs, ``_pycodec.py`` and ``_codec.c``, find violations themselves and co
 """
 
 import enum
+import sys
 
 from .exceptions import ProtocolError
 
@@ -81,6 +82,14 @@ def too_big(size: int, max_size: int, fin: bool) -> ProtocolError:
     """Say how large a message is, which without fin is not its last frame's word."""
     least = "" if fin else "at least "
     return ProtocolError(f"message of {least}{size:,} bytes exceeds max_size={max_size:,}", 1009)
+
+
+def longest_transformed(max_size: int) -> int:
+    """Return how long the payload of a message may be that an extension makes one of max_size of.
+
+    Compression makes some data longer than it was; DEFLATE, at its worst, by less than an eighth.
+    """
+    return min(max_size + max_size // 8 + 64, sys.maxsize)
 
 
 def not_utf8(what: str, exc: UnicodeDecodeError, offset: int = 0) -> ProtocolError:

@@ -7,22 +7,38 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from anyio_ws.protocol import ProtocolError, _pycodec
+from anyio_ws.protocol import Opcode, ProtocolError, _pycodec
+
+RSV1 = 0x40
+
+
+def transform(begun: int, payload: bytes) -> bytes | None:
+    """What stands for an extension: it turns messages round, keeps some for itself, and finds fault with others."""
+    assert begun in (Opcode.TEXT | RSV1, Opcode.BINARY | RSV1)
+    if payload.startswith(b"keep"):
+        return None
+    if payload.startswith(b"bad"):
+        raise ProtocolError("bad data")
+    return payload[::-1]
 
 
 class Side:
     """One decoder, and all that has come of it."""
 
-    def __init__(self, codec: ModuleType, is_client: bool, max_size: int | None, scratch: int) -> None:
+    def __init__(
+        self, codec: ModuleType, is_client: bool, max_size: int | None, scratch: int, extended: bool = False
+    ) -> None:
         self.messages: list[str | bytes] = []
         self.controls: list[tuple[int, bytes]] = []
         self.errors: list[ProtocolError] = []
+        self.too_big: list[ProtocolError] = []
         self.scratch = memoryview(bytearray(scratch)) if scratch else None
         self.decoder = codec.Decoder(
             is_client=is_client,
             max_size=max_size,
             on_control=lambda opcode, payload: self.controls.append((opcode, payload)),
             on_error=self.errors.append,
+            **({"on_too_big": self.too_big.append, "rsv": RSV1, "transform": transform} if extended else {}),
             scratch=self.scratch,
         )
 
@@ -37,16 +53,23 @@ class Side:
             "room": decoder.room,
             "pending": decoder.pending,
             "error": error and (str(error), error.close_code),
+            "too big": [str(each) for each in self.too_big],
+            "begun": decoder.begun,
             "closed": decoder.closed,
             "counted": (decoder.fed, decoder.messages, decoder.fragments),
         }
 
 
 class Pair:
-    """Two decoders that get the same; with a scratch of so many bytes each, or none."""
+    """Two decoders that get the same; with a scratch of so many bytes each, or none.
 
-    def __init__(self, codec: ModuleType, *, is_client: bool, max_size: int | None, scratch: int = 0) -> None:
-        self.sides = [Side(codec, is_client, max_size, scratch), Side(_pycodec, is_client, max_size, scratch)]
+    If they are extended, RSV1 means something, and a message that is too big is not a violation.
+    """
+
+    def __init__(
+        self, codec: ModuleType, *, is_client: bool, max_size: int | None, scratch: int = 0, extended: bool = False
+    ) -> None:
+        self.sides = [Side(each, is_client, max_size, scratch, extended) for each in (codec, _pycodec)]
 
     def feed(self, data: bytes, room: int = sys.maxsize, kind: type = bytes) -> None:
         for side in self.sides:
@@ -72,8 +95,18 @@ class Pair:
             data = data[count:]
             self.compare()
 
+    def take(self) -> None:
+        """Take what there is of the message that has begun."""
+        for side in self.sides:
+            side.messages.append(side.decoder.take())
+        self.compare()
+
+    def limit(self, max_size: int) -> None:
+        for side in self.sides:
+            side.decoder.max_size = max_size
+
     def finish(self) -> None:
-        while self.sides[0].decoder.pending:
+        while self.sides[0].decoder.pending and not self.sides[0].too_big:
             self.feed(b"")
 
     def compare(self) -> None:
