@@ -135,8 +135,10 @@ class TLSTransport(Transport):
             if self._eof or self.closed:
                 raise ConnectionResetError("the connection ended during the TLS handshake")
             await self.waiter.wait()
-        self._handshaken = True
         self._drain()
+        if self._error is not None:  # it came with the last flight, or met ours
+            raise self._error
+        self._handshaken = True
 
     # Upwards: the transport
 
