@@ -37,6 +37,15 @@ from .protocol.frames import MESSAGE_OVERHEAD, check_close_code, encode_header
 from .stats import Stats
 from .transports.base import Buffer, Transport
 
+FRAME_PARTS = 16384
+"""Bytes of payload from which on a frame is sent as header and payload, and not copied into one block."""
+
+UNFRAGMENTED = 2**20
+"""Bytes of the largest message that is sent as one frame. Most are smaller than this, and so are spared the rest."""
+
+FRAGMENT = 2**18
+"""Bytes of each fragment of a larger one: how long a Ping or a Pong may have to wait on a slow line."""
+
 
 def check_close(code: int, reason: str) -> None:
     """Check what an application wants to say in a Close.
@@ -83,6 +92,7 @@ class Core:
         "connection",
         "debug",
         "encode",
+        "fragments_sent",
         "ended_event",
         "get_buffer",
         "gone_event",
@@ -173,6 +183,7 @@ class Core:
 
         # Counters
         self.messages_sent: int = 0
+        self.fragments_sent: int = 0
         self.pings_sent: int = 0
         self.pongs_sent: int = 0
 
@@ -216,7 +227,7 @@ class Core:
             messages_received=self.messages_received,
             messages_sent=self.messages_sent,
             frames_received=self._decoder.messages + connection.fragments_received + received,
-            frames_sent=self.messages_sent + sent,
+            frames_sent=self.messages_sent + self.fragments_sent + sent,
             bytes_received=self._decoder.fed,
             bytes_sent=self.outbox.taken + self.outbox.size,
             pings_received=connection.pings_received,
@@ -283,8 +294,10 @@ class Core:
     def writable(self) -> None:
         self.last_moved = self.loop.time()
         self.outbox.writable()
-        if not self.outbox.size:
-            self._written()
+        if not self.outbox.control_waits:
+            self._controls_written()
+        if self._hanging_up and not self.outbox.size:
+            self._hang_up()
 
     def fail(self, exc: Exception, initiator: Literal["local", "peer"] = "peer") -> None:
         """The connection broke, or is given up: nothing more moves in either direction."""
@@ -351,15 +364,29 @@ class Core:
 
     # Sending
 
-    def send_large(self, opcode: int, payload: Buffer) -> None:
+    def send_large(self, opcode: int, payload: str | Buffer) -> None:
         """Commit a message that is not to be copied into one block with its header; it is its sender's turn."""
+        if isinstance(payload, str):
+            payload = payload.encode()
         self.messages_sent += 1
         if self.debug:
             self.log_sent(opcode, payload)
-        if self.is_client:  # its copy is the masked one
-            self.outbox.write(self.encode(opcode, payload))
+        size = len(payload)
+        if size <= UNFRAGMENTED:
+            self.send_part(opcode, payload)
+            return
+        view = memoryview(payload)
+        for start in range(0, size, FRAGMENT):
+            self.send_part(opcode if start == 0 else 0, view[start : start + FRAGMENT], start + FRAGMENT >= size)
+            self.fragments_sent += 1
+        self.fragments_sent -= 1  # the last one is the message
+
+    def send_part(self, opcode: int, payload: Buffer, fin: bool = True) -> None:
+        """Commit a frame of a message."""
+        if self.is_client or len(payload) < FRAME_PARTS:  # a client's copy is the masked one
+            self.outbox.write(self.connection.encode_part(opcode, payload, fin))
         else:
-            self.outbox.write_parts(encode_header(opcode, len(payload)), payload)
+            self.outbox.write_parts(encode_header(opcode, len(payload), None, fin), payload)
 
     def send_batch(self, items: list[tuple[int, str | Buffer]], start: int) -> int:
         """Commit messages from `start` on, as many as fill the outbox, in one write; it is their sender's turn.
@@ -370,6 +397,11 @@ class Core:
         frames: list[bytes] = []
         room = self.options.write_buffer_size - self.outbox.size
         for opcode, payload in islice(items, start, None):
+            if len(payload) >= FRAGMENT:
+                if not frames:
+                    self.send_large(opcode, payload)
+                    return start + 1
+                break
             frames.append(self.encode(opcode, payload))
             room -= len(frames[-1])
             if self.debug:
@@ -381,30 +413,29 @@ class Core:
         return start + len(frames)
 
     def _control(self, frame: bytes) -> None:
-        """Send a control frame, before all senders that wait for their turn."""
-        self.outbox.write(frame)
+        """Send a Ping or Pongs, before all senders that wait for their turn."""
+        self.outbox.write_control(frame)
 
-    def _written(self) -> None:
-        """The outbox is empty."""
+    def _controls_written(self) -> None:
+        """No Ping or Pong waits in the outbox."""
         self._answer()
         if any(ping.sent is None for ping in self.pings.values()):
             now = self.loop.time()
             for ping in self.pings.values():
                 ping.sent = now if ping.sent is None else ping.sent
-        if self._hanging_up:
-            self._hang_up()
 
     # Pings
 
     def _answer(self) -> None:
-        """Answer Pings; while frames wait for the transport the latest waits too, and a later one replaces it."""
+        """Answer Pings; while one answer waits for the transport the next one does too, and a later replaces it."""
         pings = self.connection.pings
         if not pings or self.ended:
             return
         if self.outbox.blocked:
             del pings[:-1]
-            self._owed = 1
-            return
+            if self.outbox.control_waits:
+                self._owed = 1
+                return
         self._owed = 0
         self.pongs_sent += len(pings)
         if self.debug:
@@ -419,7 +450,7 @@ class Core:
         if self.debug:
             self._log("> %s", describe(Opcode.PING, payload))
         self._control(self.encode(Opcode.PING, payload))
-        if not self.outbox.size:
+        if not self.outbox.control_waits:
             ping.sent = self.loop.time()
         return ping
 
@@ -478,7 +509,7 @@ class Core:
         sent = self._log_close_sent()
         self._began = CloseInfo(sent.code, sent.reason, "local")
         self._begin_closing()
-        self._control(frame)
+        self.outbox.write(frame)
         self.outbox.close()
         self._discard()
         if self.gone:
@@ -509,7 +540,7 @@ class Core:
         else:
             frame = self.connection.send_close(code, str(cause))
             reason = self._log_close_sent().reason
-            self._control(frame)
+            self.outbox.write(frame)
             if self.gone:
                 return  # it broke in this very call
         self._end(CloseInfo(code, reason, "local", clean=False, cause=cause))
@@ -546,7 +577,7 @@ class Core:
             self._begin_closing()
             frame = self.connection.answer()
             self._log_close_sent()
-            self._control(frame)
+            self.outbox.write(frame)
             if self.gone:
                 return  # it broke in this very call
             self._end(CloseInfo(received.code, received.reason, "peer", clean=True))

@@ -7,6 +7,10 @@ without a suspension in between. Cancelled before that, a send did nothing; afte
 Frames go to the transport at once, or join what is here already (`join`) and leave together: at the end of the tick,
 at JOIN_SIZE, or on `flush`, whichever comes first. What the transport does not take stays here and belongs to no task:
 the transport says when to go on (`writable`).
+
+A Ping or a Pong that finds much here goes in between, behind the frame that has begun to leave. That is why a large
+message is put here in fragments. The buffers of the list are whole frames, but for a `Head`, whose payload is the
+next one, and for what is left of the frame that has begun.
 """
 
 from .loops import Loop, Waiter
@@ -17,6 +21,12 @@ JOIN_SIZE = 65536
 
 VECTOR = 64
 """Buffers given to the transport at once."""
+
+
+class Head(bytes):
+    """The header of a frame whose payload is too large to be copied behind it."""
+
+    __slots__ = ()
 
 
 class Outbox:
@@ -32,12 +42,15 @@ class Outbox:
         taken: bytes that are not here any more: taken by the transport, or dropped with the connection.
         blocked: the transport took less than it was given; it will say when it takes more.
         closed: nobody may commit anything any more.
-        free: a newcomer may commit at once: it is not closed, the size is under the limit, and nobody waits.
+        free: a newcomer may commit at once: it is not closed or held, the size is under the limit, and nobody waits.
+        held: a message in parts is being sent; until its end nobody else may commit one.
     """
 
     __slots__ = (
         "_armed",
+        "_begun",
         "_buffers",
+        "_control_end",
         "_drained",
         "_join",
         "_limit",
@@ -47,6 +60,7 @@ class Outbox:
         "blocked",
         "closed",
         "free",
+        "held",
         "size",
         "taken",
     )
@@ -57,11 +71,14 @@ class Outbox:
         self.blocked: bool = False
         self.closed: bool = False
         self.free: bool = True
+        self.held: bool = False
         self._transport = transport
         self._loop = loop
         self._limit = limit
         self._join = min(JOIN_SIZE, limit)
         self._buffers: list[Buffer] = []  # lists, where an empty deque takes 700 bytes
+        self._begun = False  # the first of them is the rest of a frame
+        self._control_end = 0  # what `taken` will be when the last control frame has left
         self._armed = False  # the end of the tick flushes
         self._turns: list[Waiter] = []  # senders that wait to commit
         self._drained: list[Waiter] = []  # senders that have committed and wait for room
@@ -87,17 +104,40 @@ class Outbox:
             if taken == len(header) + len(payload):
                 return
             if taken >= len(header):
-                payload = memoryview(payload)[taken - len(header) :]
-                # The caller may change a bytearray once send() has returned; bytes stay as they are.
-                self.keep(payload if isinstance(payload.obj, bytes) else bytes(payload))
+                self.keep(_constant(memoryview(payload)[taken - len(header) :]))
                 return
             if self._transport.closed:
                 return  # it failed in this very call
-            header = header[taken:]
             self.blocked = True
-        self._put(header)
-        self._put(payload if isinstance(payload, bytes) else bytes(payload))
+            self._begun = taken > 0
+            header = header[taken:]
+        self._put(Head(header))
+        self._put(_constant(payload))
         self.flush()
+
+    def write_control(self, frame: bytes) -> None:
+        """Commit control frames, and send them as soon as the frame that has begun to leave has left."""
+        if self.size <= JOIN_SIZE:
+            self.write(frame)
+            self._control_end = self.taken + self.size
+            return
+        end = self.taken
+        place = 0
+        inside = self._begun
+        while place < len(self._buffers) and (inside or end < self._control_end):
+            buffer = self._buffers[place]
+            end += len(buffer)
+            inside = type(buffer) is Head
+            place += 1
+        self._buffers.insert(place, frame)
+        self._control_end = end + len(frame)
+        self.size += len(frame)
+        self.flush()
+
+    @property
+    def control_waits(self) -> bool:
+        """A control frame has not left."""
+        return self.taken < self._control_end
 
     def join(self, frame: bytes) -> None:
         """Commit a frame that may leave with others, at the end of the tick at the latest."""
@@ -112,6 +152,7 @@ class Outbox:
     def keep(self, rest: Buffer) -> None:
         if not self._transport.closed:  # it may have failed in this very call
             self.blocked = True
+            self._begun = True
             self._put(rest)
 
     def _put(self, data: Buffer) -> None:
@@ -160,10 +201,13 @@ class Outbox:
             if taken < len(buffer):
                 break
             taken -= len(buffer)
+            self._begun = type(buffer) is Head
             gone += 1
         del self._buffers[:gone]
         if taken:
-            self._buffers[0] = memoryview(self._buffers[0])[taken:]
+            first = self._buffers[0]
+            self._buffers[0] = Head(first[taken:]) if type(first) is Head else memoryview(first)[taken:]
+            self._begun = True
 
     def _end_of_tick(self) -> None:
         self._armed = False
@@ -173,6 +217,15 @@ class Outbox:
         """The transport takes more."""
         self.blocked = False
         self.flush()
+
+    def hold(self) -> None:
+        """Let nobody else commit a message until `release`; it is the caller's turn."""
+        self.held = True
+        self.free = False
+
+    def release(self) -> None:
+        self.held = False
+        self._wake()
 
     def close(self) -> None:
         """Refuse newcomers and those who wait; what is committed still goes out."""
@@ -198,7 +251,7 @@ class Outbox:
             if self._turns:
                 self._turns[0].wake()
             else:
-                self.free = True
+                self.free = not self.held
 
     async def turn(self) -> None:
         """Wait until the caller may commit; it then does so without a suspension. Returns early if closed."""
@@ -206,7 +259,7 @@ class Outbox:
         self._turns.append(waiter)
         self.free = False
         try:
-            while not self.closed and (self.size >= self._limit or self._turns[0] is not waiter):
+            while not self.closed and (self.held or self.size >= self._limit or self._turns[0] is not waiter):
                 await waiter.wait()
         finally:
             self._turns.remove(waiter)
@@ -223,3 +276,9 @@ class Outbox:
                 await waiter.wait()
         finally:
             self._drained.remove(waiter)
+
+
+def _constant(payload: Buffer) -> Buffer:
+    """Return bytes that nobody changes: the caller may do so with a bytearray once send() has returned."""
+    base = payload.obj if isinstance(payload, memoryview) else payload
+    return payload if isinstance(base, bytes) else bytes(payload)

@@ -16,16 +16,13 @@ from typing import Any, Generic, NoReturn, TypeVar
 from anyio import BusyResourceError, Event
 from anyio.abc import ObjectStream
 
-from .core import Core, check_close
+from .core import FRAGMENT, FRAME_PARTS, Core, check_close
 from .exceptions import CloseInfo, ConnectionClosedError, ConnectionClosedOK
 from .loops import uninterruptible
 from .protocol import Opcode, ProtocolError, Request, Response
 from .running import run
 from .stats import Stats
 from .transports.base import Buffer
-
-LARGE = 16384
-"""Bytes of payload from which on a frame is sent as header and payload, and not copied into one block."""
 
 T = TypeVar("T")
 
@@ -293,7 +290,7 @@ class WebSocket(ObjectStream[str | bytes]):
             await self._turn()
         # Committing: nothing below suspends until all of it is done.
         core = self._core
-        if len(item) >= LARGE and not isinstance(item, str):
+        if len(item) >= FRAME_PARTS and (not isinstance(item, str) or len(item) >= FRAGMENT):
             core.send_large(opcode, item)
         else:
             frame = core.encode(opcode, item)

@@ -268,10 +268,8 @@ async def test_the_clock_of_a_pong_starts_when_the_ping_was_written():
         assert len(ws._core.pings) == 1
         peer.resume()
         await calls[-1].wait()
-        for _ in sent:
-            assert (await peer.receive_frame()).opcode == BINARY
-        frame = await peer.receive_frame()
-        assert frame.opcode == PING
+        received = [await peer.receive_frame() for _ in range(len(sent) + 1)]
+        (frame,) = (frame for frame in received if frame.opcode == PING)
         await anyio.sleep(4.5)
         assert ws.close_info is None
         await peer.send_frame(PONG, frame.payload)

@@ -369,3 +369,40 @@ def test_any_transport_gets_everything_once_and_in_order(actions, limits):
     while outbox.size:
         outbox.writable()
     assert transport.taken == expected
+
+
+# Control frames
+
+
+def large(outbox):
+    """A transport that takes nothing yet, and much that is to go there: the outbox takes no vector at all."""
+    outbox.write(b"begun" * 1000)
+    outbox.write_parts(b"H", bytes(JOIN_SIZE))
+    outbox.write_parts(b"I", bytes(JOIN_SIZE))
+
+
+@pytest.mark.parametrize(
+    ("taken", "place"),
+    [
+        (0, 5000),  # what was offered has begun, for all we know
+        (4999, 5000),
+        (5000, 5000),
+        (5001, 5000 + 1 + JOIN_SIZE),
+        (6000, 5000 + 1 + JOIN_SIZE),
+        (5001 + JOIN_SIZE, 5001 + JOIN_SIZE),
+        (5002 + JOIN_SIZE, 5002 + 2 * JOIN_SIZE),
+    ],
+)
+def test_a_control_frame_goes_behind_the_frame_that_has_begun(taken, place):
+    outbox, transport, _ = make(0, taken)
+    large(outbox)
+    outbox.writable()
+    assert len(transport.taken) == taken
+    outbox.write_control(b"ping")
+    outbox.write_control(b"pong")
+    assert outbox.control_waits
+    while outbox.size:
+        outbox.writable()
+    assert not outbox.control_waits
+    assert transport.taken.index(b"pingpong") == place
+    assert len(transport.taken) == 5002 + 2 * JOIN_SIZE + 8

@@ -2,6 +2,8 @@
 
 import array
 import json
+import math
+import random
 from collections.abc import Callable
 
 import anyio
@@ -12,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyio_ws import ConnectionClosedError, ConnectionClosedOK, ProtocolError, Server, WebSocket, connect
+from anyio_ws.core import FRAGMENT
 from anyio_ws.protocol import Opcode, encode_frame
 from anyio_ws.testing import RawFrame, connected_pair, raw_peer
-from support.tools import Call, both_roles, fill, receive_messages, settle
+from support.tools import ROLES, Call, both_roles, fill, receive_messages, settle
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = Opcode
 
@@ -765,22 +768,57 @@ async def test_each_ping_of_a_chunk_is_answered(role):
         assert ws.stats.pings_received == ws.stats.pongs_sent == 10
 
 
-async def test_only_the_latest_ping_is_answered_after_the_outbox_was_blocked():
+async def test_while_one_pong_waits_to_be_sent_only_the_latest_ping_is_owed_one():
     async with raw_peer() as (peer, ws), anyio.create_task_group() as tg:
         _calls, sent = await fill(peer, ws, tg)
         for i in range(10):
             await peer.send_frame(PING, b"%d" % i)
         await settle()
         peer.resume()
-        received = []
-        while len(received) < len(sent):
-            frame = await peer.receive_frame()
-            if frame.opcode == PONG:
-                assert frame.payload == b"9"
-            else:
-                received.append(frame.payload)
-        assert received == sent
-        assert (ws.stats.pings_received, ws.stats.pongs_sent) == (10, 1)
+        received = [await peer.receive_frame() for _ in range(len(sent) + 2)]
+        assert [frame.payload for frame in received if frame.opcode == BINARY] == sent
+        assert [frame.payload for frame in received if frame.opcode == PONG] == [b"0", b"9"]
+        assert (ws.stats.pings_received, ws.stats.pongs_sent) == (10, 2)
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_a_large_message_leaves_in_fragments_and_control_frames_go_between(role):
+    message = random.randbytes(2_500_000)
+    async with raw_peer(role) as (peer, ws), anyio.create_task_group() as tg:
+        peer.pause()
+        sent = Call(tg, ws.send, message)
+        await settle()
+        await peer.send_frame(PING, b"now")
+        await settle()
+        tg.start_soon(ws.ping, b"too")
+        await settle()
+        peer.resume()
+        received = [await peer.receive_frame() for _ in range(math.ceil(len(message) / FRAGMENT) + 2)]
+        await sent.wait()
+        fragments = [frame for frame in received if frame.opcode in (CONT, BINARY)]
+        assert b"".join(frame.payload for frame in fragments) == message
+        assert max(len(frame.payload) for frame in fragments) == FRAGMENT
+        assert [frame.opcode for frame in fragments] == [BINARY, *[CONT] * (len(fragments) - 1)]
+        assert [frame.fin for frame in fragments] == [*[False] * (len(fragments) - 1), True]
+        controls = [(frame.opcode, frame.payload) for frame in received if frame.opcode in (PING, PONG)]
+        assert controls == [(PONG, b"now"), (PING, b"too")]
+        assert [frame.opcode for frame in received[1:3]] == [PONG, PING]  # behind the fragment that had begun
+        assert ws.stats.messages_sent == 1
+        tg.cancel_scope.cancel()
+
+
+async def test_a_close_comes_behind_a_large_message():
+    async with raw_peer() as (peer, ws), anyio.create_task_group() as tg:
+        peer.pause()
+        tg.start_soon(ws.send, "é" * 1_000_000)
+        await settle()
+        tg.start_soon(ws.aclose)
+        await settle()
+        peer.resume()
+        text = await receive_messages(peer)
+        assert b"".join(text).decode() == "é" * 1_000_000
+        await peer.send_close()
+        peer.close()
 
 
 @pytest.mark.virtual_time

@@ -66,6 +66,7 @@ class Connection:
     """
 
     __slots__ = (
+        "_keys",
         "close_received",
         "close_sent",
         "decoder",
@@ -89,7 +90,8 @@ class Connection:
         )
         # The functions of the codec themselves: they are called for every message.
         self.get_buffer: Callable[[], memoryview | None] = self.decoder.get_buffer
-        self.encode: Callable[[int, str | Buffer], bytes] = MaskingKeys().encode_frame if is_client else encode_frame
+        self._keys: MaskingKeys | None = MaskingKeys() if is_client else None
+        self.encode: Callable[[int, str | Buffer], bytes] = self._keys.encode_frame if self._keys else encode_frame
         self.news: bool = False
         self.pings: list[bytes] = []
         self.pongs: list[bytes] = []
@@ -155,6 +157,12 @@ class Connection:
                 self.error = exc
 
     # Sending
+
+    def encode_part(self, opcode: int, payload: str | Buffer, fin: bool) -> bytes:
+        """Return a fragment of a message, the last one or not; all but the first have the opcode 0 (§5.4)."""
+        if self._keys is not None:
+            return self._keys.encode_frame(opcode, payload, fin)
+        return encode_frame(opcode, payload, None, fin)
 
     def send_close(self, code: int, reason: str = "") -> bytes:
         """Begin the closing handshake (§7.1.2), or fail the connection after an error (§7.1.7).

@@ -101,7 +101,7 @@ async def receive_messages(peer: RawPeer) -> list[bytes]:
     messages: list[bytes] = []
     while True:
         frame: RawFrame = await peer.receive_frame()
-        if frame.opcode not in (1, 2):
+        if frame.opcode not in (0, 1, 2):
             return messages
         messages.append(frame.payload)
 
