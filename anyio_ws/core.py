@@ -129,7 +129,7 @@ class Core:
     ) -> None:
         self.transport: Transport = transport
         self.connection: Connection = Connection(
-            is_client=is_client, max_size=options.max_size, scratch=loop.budget.scratch
+            is_client=is_client, max_size=options.max_size, scratch=loop.budget.scratch, holds=True
         )
         self.loop: Loop = loop
         self.options: Options = options
@@ -331,6 +331,24 @@ class Core:
         self._answer()
         if connection.error is not None:
             self._peer_erred(connection.error)
+        elif connection.too_big is not None:
+            self._hold(connection.too_big)
+
+    def _hold(self, error: ProtocolError) -> None:
+        """A message over max_size is here: it is for the next receiver to refuse, or to stream."""
+        if self.closing:
+            self.connection.error = error
+            self._peer_erred(error)
+        else:
+            self.stopped = True
+            self._pause()
+
+    def stream(self, max_size: int) -> None:
+        """Take a message of up to so many bytes, the one that is held or else the next one, in parts."""
+        self._decoder.max_size = max_size
+        if self.connection.too_big is not None:
+            self.connection.too_big = None
+            self.stopped = False
 
     def _used_up(self) -> None:
         """There is no room left, unless messages were taken since it was counted."""
@@ -339,7 +357,7 @@ class Core:
             # One message that somebody waits for, however large, is as good as taken: if not, the next read pauses.
             if self.receiver is None or len(self.inbox) > 1 or self._decoder.pending:
                 self._pause()
-        elif self._decoder.pending:
+        elif self._decoder.pending and not self.stopped:
             self.received(0)
 
     def _pause(self) -> None:
@@ -350,7 +368,7 @@ class Core:
     def make_room(self, size: int) -> None:
         """A message was taken from a full inbox: go on when half of it is free, first with what is here undecoded."""
         self.room = self.room + size + MESSAGE_OVERHEAD if self.inbox else self._limit
-        if 2 * self.room < self._limit or self.connection.error is not None:
+        if 2 * self.room < self._limit or self.connection.error is not None or self.connection.too_big is not None:
             return
         self.paused = False
         self._delivering = not self.closing
@@ -501,7 +519,7 @@ class Core:
         """Begin the closing handshake, unless it has begun. The inbox is discarded."""
         if self.closing:
             return
-        error = self.connection.error
+        error = self.connection.error or self.connection.too_big
         if error is not None:
             self.refuse(error.close_code, error)
             return

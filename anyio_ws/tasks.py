@@ -16,9 +16,13 @@ block's exception.
 
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from anyio import CancelScope, create_task_group, get_cancelled_exc_class
+from anyio.lowlevel import cancel_shielded_checkpoint
+
+
+SEVERAL = "several tasks failed"
 
 
 class Tasks:
@@ -116,5 +120,17 @@ class Tasks:
                 return False  # untouched: the same object, the same context
             raise body
         if self.errors:
-            raise self.errors[0] if len(self.errors) == 1 else BaseExceptionGroup("several tasks failed", self.errors)
+            await _raise(self.errors[0] if len(self.errors) == 1 else BaseExceptionGroup(SEVERAL, self.errors))
         return True
+
+
+async def _raise(error: BaseException) -> NoReturn:
+    """Raise an error as it was: the body's cancellation, which is being handled here, is not its context."""
+    context = error.__context__
+    # On asyncio the cancellation may just be thrown into this task: then each coroutine that the error comes out of
+    # would make it the context.
+    await cancel_shielded_checkpoint()
+    try:
+        raise error
+    finally:
+        error.__context__ = context

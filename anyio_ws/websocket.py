@@ -142,7 +142,7 @@ class WebSocket(ObjectStream[str | bytes]):
     def _raise_end(self, end: type[Exception]) -> NoReturn:
         """Raise what says why there are no more messages."""
         core = self._core
-        error = core.connection.error
+        error = core.connection.error or core.connection.too_big
         if error is not None:
             core.refuse(error.close_code, error)
         exc = core.exception(receiving=True)

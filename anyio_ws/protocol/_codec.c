@@ -415,7 +415,7 @@ static PyType_Spec loan_spec = {
 typedef struct {
     PyObject_HEAD
     char is_client;
-    Py_ssize_t max_size;
+    Py_ssize_t usual_max_size, max_size; /* the latter is for the message that has begun, or the next one */
     PyObject *on_control, *on_error, *on_too_big, *transform;
     int rsv; /* the bits that transform is for */
     PyObject *scratch; /* None, or a buffer that belongs to the caller */
@@ -530,6 +530,7 @@ static int deliver(Decoder *self, Chunk *chunk, PyObject *message)
     int result = PyList_Append(chunk->messages, message);
     Py_DECREF(message);
     chunk->room -= length + MESSAGE_OVERHEAD;
+    self->max_size = self->usual_max_size;
     self->messages++;
     return result;
 }
@@ -581,6 +582,7 @@ static int deliver_transformed(Decoder *self, Chunk *chunk, int begun, PyObject 
     }
     if (result == Py_None) {
         Py_DECREF(result);
+        self->max_size = self->usual_max_size;
         chunk->room = 0;
         return 0;
     }
@@ -1099,7 +1101,7 @@ static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     Decoder *self = (Decoder *)type->tp_alloc(type, 0);
     if (self) {
         self->is_client = (char)is_client;
-        self->max_size = most;
+        self->usual_max_size = self->max_size = most;
         self->on_control = Py_NewRef(on_control);
         self->on_error = Py_NewRef(on_error);
         self->on_too_big = Py_NewRef(on_too_big);

@@ -214,7 +214,7 @@ class Decoder:
         closed: whether a Close frame was decoded.
         fed: bytes that have been fed.
         messages: those that have been returned.
-        max_size: may be set anew at any time.
+        max_size: may be set anew for the message that has begun, or the next one; with its end it is what it was.
         begun: opcode and RSV bits of the message that has begun and not ended; 0 if there is none.
         fragments: data frames that did not end their message.
 
@@ -243,6 +243,7 @@ class Decoder:
         "_size",
         "_taken",
         "_transform",
+        "_usual_max_size",
         "_view",
         "begun",
         "closed",
@@ -267,7 +268,7 @@ class Decoder:
         scratch: memoryview | None = None,
     ) -> None:
         self._is_client = is_client
-        self._max_size = sys.maxsize if max_size is None else max_size
+        self._max_size = self._usual_max_size = sys.maxsize if max_size is None else max_size
         self._on_control = on_control
         self._on_error = on_error
         self._on_too_big = on_too_big
@@ -577,7 +578,7 @@ class Decoder:
             if transformed is None:
                 self.room = 0
                 return
-            payload = transformed
+            payload, taken = transformed, 0
         message: str | bytes
         if begun & _TEXT:
             try:
@@ -597,8 +598,7 @@ class Decoder:
     @max_size.setter
     def max_size(self, size: int) -> None:
         self._max_size = size
-        if not self.begun:
-            self._reset_message()
+        self._short = self._medium = -1
 
     def _reset_message(self) -> None:
         self.begun = 0
@@ -606,6 +606,7 @@ class Decoder:
         self._size = 0
         self._checked = 0
         self._taken = 0
+        self._max_size = self._usual_max_size
         self._short = min(125, self._max_size)
         self._medium = min(0xFFFF, self._max_size)
 

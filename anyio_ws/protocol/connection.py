@@ -47,6 +47,8 @@ class Connection:
         is_client: which side we are: a client masks and expects unmasked frames, a server the reverse (§5.1).
         max_size: the largest message accepted, in bytes; None for no limit.
         scratch: memory to read into, for `get_buffer`; connections that are never filled at the same time may share it.
+        holds: a message over max_size is no error yet, but waits for the caller to say what becomes of it: see
+            `too_big`.
 
     Attributes:
         get_buffer: returns the memory to read into: for a large payload that of the message itself, else the scratch
@@ -62,6 +64,8 @@ class Connection:
         close_received: the peer's Close.
         close_sent: ours.
         error: the peer broke the protocol.
+        too_big: a message over max_size waits, as the error that it would be. Decoding goes on when the caller has set
+            this to None and `decoder.max_size`, which is for this one message, to what it may have.
         pings_received, pongs_received: counters.
     """
 
@@ -78,14 +82,23 @@ class Connection:
         "pings_received",
         "pongs",
         "pongs_received",
+        "too_big",
     )
 
-    def __init__(self, *, is_client: bool, max_size: int | None = 2**20, scratch: memoryview | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        is_client: bool,
+        max_size: int | None = 2**20,
+        scratch: memoryview | None = None,
+        holds: bool = False,
+    ) -> None:
         self.decoder: Decoder = Decoder(
             is_client=is_client,
             max_size=max_size,
             on_control=self._on_control,
             on_error=self._on_error,
+            on_too_big=self._on_too_big if holds else None,
             scratch=scratch,
         )
         # The functions of the codec themselves: they are called for every message.
@@ -100,6 +113,7 @@ class Connection:
         self.close_received: Close | None = None
         self.close_sent: Close | None = None
         self.error: ProtocolError | None = None
+        self.too_big: ProtocolError | None = None
 
     # Receiving
 
@@ -137,6 +151,10 @@ class Connection:
 
     def _on_error(self, error: ProtocolError) -> None:
         self.error = error
+        self.news = True
+
+    def _on_too_big(self, error: ProtocolError) -> None:
+        self.too_big = error
         self.news = True
 
     def _on_control(self, opcode: int, payload: bytes) -> None:

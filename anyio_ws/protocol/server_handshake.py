@@ -168,6 +168,7 @@ class ServerHandshake:
         if self._is_complete:
             raise RuntimeError("feed() was called after the request was complete, or refused")
         if not data:
+            self._is_complete = True
             raise InvalidHandshake(f"the connection was closed after {self._received:,} bytes of an incomplete request")
         self._received += len(data)
         request = self._request
@@ -185,6 +186,7 @@ class ServerHandshake:
                 self._is_complete = True
                 request = self._request = self._parse(head)
             except HeadError as exc:
+                self._is_complete = True  # no other request may follow it
                 refuse(exc.status_code, exc.text)
         if request.is_websocket:
             self.trailing_data = bytes(data)

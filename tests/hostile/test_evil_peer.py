@@ -13,7 +13,7 @@ from anyio_ws import ConnectionClosedError, Server, WebSocket, connect
 from anyio_ws.protocol import Opcode, encode_frame
 from anyio_ws.protocol.frames import encode_header
 from support.peers import UPGRADE, attack, both_attackers, growth, lost_by_uvloop, read_head, reset, switching, until
-from support.tools import settle
+from support.tools import Call, settle
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = Opcode
 
@@ -47,11 +47,16 @@ async def test_an_announced_payload_that_never_comes_takes_no_memory_for_it(role
 
 @both_attackers
 async def test_a_payload_of_2_to_the_63_is_refused_before_a_byte_of_it_is_read(role: str) -> None:
-    async with attack(role) as (peer, ws):
+    async with attack(role) as (peer, ws), anyio.create_task_group() as group:
         with growth() as memory:
             await peer.send(encode_header(BINARY, 2**63 - 1, KEY if role == "client" else None))
+            await settle()
+            assert ws.close_info is None  # a receiver may want it as a stream
+            received = Call(group, ws.receive)
             assert (await peer.receive_frame()).payload[:2] == (1009).to_bytes(2)
             assert memory.peak < 64 * 1024
+        with pytest.raises(ConnectionClosedError, match="exceeds max_size=1,048,576"):
+            await received.wait()
         assert ws.close_info is not None
         assert ws.close_info.code == 1009
 
@@ -76,14 +81,15 @@ async def test_a_hundred_thousand_fragments_cost_their_bytes(role: str, size: in
 @both_attackers
 async def test_a_message_in_fragments_without_end_is_refused_at_max_size(role: str) -> None:
     fragments = frame(role, CONT, b"x" * 100, False) * 1000
-    async with attack(role) as (peer, ws):
+    async with attack(role) as (peer, ws), anyio.create_task_group() as group:
+        received = Call(group, ws.receive)
         await peer.send(frame(role, BINARY, b"", False))
         with growth() as memory:
             for _ in range(30):
                 await peer.send(fragments)
             assert memory.peak < 3 * MIB
         with pytest.raises(ConnectionClosedError, match=r"message of at least .* bytes exceeds max_size=1,048,576"):
-            await ws.receive()
+            await received.wait()
         assert (await peer.receive_frame()).payload[:2] == (1009).to_bytes(2)
 
 

@@ -129,13 +129,25 @@ def test_in_the_middle_of_a_message_too(side):
     assert [str(each) for each in side.too_big] == ["message of at least 120 bytes exceeds max_size=100"]
     side.decoder.max_size = sys.maxsize
     assert side.decoder.feed(frame(CONT, b"end")) == [bytes(120) + b"end"]
-    assert side.decoder.max_size == sys.maxsize
+    assert side.decoder.max_size == 100
 
 
-def test_a_new_limit_is_that_of_the_next_message(side):
+@pytest.mark.parametrize("first", [BINARY, BINARY | RSV1])
+def test_a_new_limit_is_for_one_message(side, first):
+    side.decoder.max_size = 200
+    assert side.decoder.feed(frame(first, bytes(200)) + frame(BINARY, bytes(101))) == [bytes(200)]
+    assert str(side.too_big[0]) == "message of 101 bytes exceeds max_size=100"
+    side.decoder.max_size = 200
+    assert side.decoder.feed(b"") == [bytes(101)]
     side.decoder.max_size = 3
-    assert side.decoder.feed(frame(BINARY, b"123") + frame(BINARY, b"1234")) == [b"123"]
-    assert str(side.too_big[0]) == "message of 4 bytes exceeds max_size=3"
+    assert side.decoder.feed(frame(BINARY, b"1234")) == []
+    assert str(side.too_big[-1]) == "message of 4 bytes exceeds max_size=3"
+
+
+def test_a_new_limit_is_for_one_message_also_if_transform_takes_that_away(side):
+    side.decoder.max_size = 200
+    side.decoder.feed(frame(BINARY | RSV1, b"keep"))
+    assert side.decoder.max_size == 100
 
 
 # Parts
