@@ -262,10 +262,17 @@ class Attendants:
         now = self.loop.time()
         for core in self._cores():
             self.loop.call_at(now + random.uniform(0, jitter), partial(core.close, code, reason))
+        # Who has not asked yet is not worth waiting for; a request that is on its way gets its 503 within this time.
+        self.loop.call_at(now + self.rules.options.ending_bound, self._end_handshakes)
         if grace < math.inf:
             self.loop.call_at(now + jitter + grace, self._end_grace)
         if not self._all:
             self._idle()
+
+    def _end_handshakes(self) -> None:
+        for attendant in self._all:
+            if attendant.ws is None:
+                attendant.scope.cancel()
 
     def _end_grace(self) -> None:
         """Cancel the handlers, and handshakes; closing handshakes have until the bound of any cancellation."""

@@ -10,7 +10,7 @@ A connection goes through
 
 It is *closing* from our Close until the peer's. It has *ended* once `close_info` is set: nothing more will be sent or
 read, but what arrived before may still be received. It is *gone* when the transport is closed. In between, both ends
-hang up in the order of RFC 6455 §7.1.1: the server closes first, so that it is the client that holds the TIME_WAIT.
+hang up in the order of RFC 6455 §7.1.1: the server closes first, so that it holds the TIME_WAIT, and not the client.
 
 What the peer makes us remember is bounded: the inbox (`receive_buffer_size`, then reading pauses), one message being
 assembled (`max_size`), one chunk not yet decoded, and the latest Ping.
@@ -36,6 +36,9 @@ from .protocol import Close, Connection, Opcode, ProtocolError
 from .protocol.frames import MESSAGE_OVERHEAD, check_close_code, encode_header
 from .stats import Stats
 from .transports.base import Buffer, Transport
+
+STALL = 1.0
+"""Seconds that the timer of idle_timeout may be late before it gives the peer as much time again."""
 
 FRAME_PARTS = 16384
 """Bytes of payload from which on a frame is sent as header and payload, and not copied into one block."""
@@ -282,6 +285,9 @@ class Core:
         if self.receiver is not None and (inbox or self.stopped):
             self.waiter.wake()
 
+    def heard(self) -> None:
+        self.last_received = self._time()
+
     def eof(self) -> None:
         self._eof = True
         if self.paused and self._decoder.pending:
@@ -371,6 +377,7 @@ class Core:
         if 2 * self.room < self._limit or self.connection.error is not None or self.connection.too_big is not None:
             return
         self.paused = False
+        self.last_message = self._time()  # while we did not read, the peer could not send
         self._delivering = not self.closing
         self.received(0)
         if not self.paused:
@@ -501,12 +508,18 @@ class Core:
 
     def _idle_due(self) -> None:
         assert self.options.idle_timeout is not None
+        assert self._idle is not None
         now = self.loop.time()
+        late = now - self._idle.when
         self.poll()
         if self.closing:
             return
-        busy = self.paused or bool(self.inbox)  # messages are here; it is we who do not take them
-        due = (now if busy else self.last_message) + self.options.idle_timeout
+        if self.paused or self.inbox:  # messages are here; it is we who do not take them
+            due = now + self.options.idle_timeout
+        elif late > STALL:  # the event loop was blocked: what came meanwhile is read first
+            due = now + STALL
+        else:
+            due = self.last_message + self.options.idle_timeout
         if due > now:
             self._idle = self.loop.call_at(due, self._idle_due)
         else:

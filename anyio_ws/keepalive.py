@@ -5,7 +5,7 @@ if it stays silent for `ping_timeout` after that was written, the connection has
 
 - while we ourselves have paused reading, because the application does not keep up: the peer's answer may be waiting in
   the kernel. TCP's own keepalive and the socket's error state stand in;
-- while the Ping waits behind other frames and these move: then the peer is reading. If nothing moves, it runs;
+- while frames that wait in front of the Ping, or behind it, move: then the peer is reading. If nothing moves, it runs;
 - while the event loop was blocked: a timer that comes too late warns, and probes afresh before it judges. One that is
   only a little late looks at what has arrived first; where that cannot be done (a stream), it probes afresh once.
 
@@ -141,7 +141,8 @@ class Keepalive:
             self._spared = False
             self._arm(max(connection.last_received + self._interval, now))
             return
-        since = connection.last_moved if ping.sent is None else ping.sent
+        # What moves behind the Ping shows that the peer reads: it may have that Ping before it only now.
+        since = connection.last_moved if ping.sent is None else max(ping.sent, connection.last_moved)
         if now < (deadline := max(since, self._probed) + self._timeout):
             self._arm(deadline)
             return

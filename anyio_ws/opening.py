@@ -116,6 +116,9 @@ class Opening(Generic[T]):
             if len(self.early) >= MAX_EARLY:
                 self._transport.pause()
 
+    def heard(self) -> None:
+        pass
+
     def eof(self) -> None:
         self._eof = True
         if self._result is None and self._invalid is None:

@@ -21,7 +21,6 @@ from typing import Any, NoReturn, cast
 from anyio import CancelScope, create_task_group, get_cancelled_exc_class
 from anyio.lowlevel import cancel_shielded_checkpoint
 
-
 SEVERAL = "several tasks failed"
 
 

@@ -34,6 +34,7 @@ from .protocol import (
     Request,
     Response,
     ServerHandshake,
+    apply_mask,
     encode_close,
     encode_frame,
     parse_url,
@@ -353,7 +354,7 @@ class RawPeer:
         key = await self.receive(4) if second & 0x80 else b""
         payload = await self.receive(length)
         if key:
-            payload = bytes(byte ^ key[index & 3] for index, byte in enumerate(payload))
+            payload = apply_mask(payload, key)
         return RawFrame(first & 0xF, payload, bool(first & 0x80), first >> 4 & 7)
 
     async def receive_eof(self) -> bytes:
@@ -383,6 +384,9 @@ class RawPeer:
     def received(self, count: int) -> None:
         self._received += self._scratch[:count]
         self._wake()
+
+    def heard(self) -> None:
+        pass
 
     def eof(self) -> None:
         self._eof = True

@@ -502,6 +502,7 @@ class WebSocket(ObjectStream[str | bytes]):
         if core.gone_event is None:
             core.gone_event = Event()
         core.closers += 1
+        core.transport.watch()
         try:
             await core.gone_event.wait()
         finally:

@@ -442,6 +442,28 @@ async def test_while_messages_wait_for_the_application_the_peer_is_not_idle():
         assert ws.close_info is not None
 
 
+async def test_while_reading_is_paused_the_peer_is_not_idle():
+    async with raw_peer(idle_timeout=50, ping_interval=None, receive_buffer_size=1000) as (peer, ws):
+        for _ in range(2):
+            await peer.send_frame(BINARY, bytes(900))
+        await anyio.sleep(99)
+        await ws.receive_many()  # the peer may send again from now on
+        await anyio.sleep(49)
+        assert ws.close_info is None
+        await anyio.sleep(2)
+        assert ws.close_info is not None
+
+
+async def test_after_the_loop_was_blocked_an_idle_peer_gets_as_much_time_again():
+    async with raw_peer(idle_timeout=50, ping_interval=None) as (peer, ws):
+        await anyio.sleep(49)
+        jump(3600)
+        await peer.send_frame(TEXT, b"on its way")
+        await anyio.sleep(49)
+        assert ws.close_info is None
+        assert await ws.receive() == "on its way"
+
+
 async def test_an_idle_timeout_during_our_close_does_nothing():
     async with raw_peer(idle_timeout=5, close_timeout=10) as (_peer, ws):
         await ws.aclose(4000)

@@ -1162,6 +1162,16 @@ async def test_drain_closes_everyone_with_its_code_and_returns_after_the_last_ha
 
 
 @pytest.mark.real_time
+@pytest.mark.virtual_time
+async def test_drain_does_not_wait_for_a_client_that_has_not_asked() -> None:
+    async with MemoryServer(echo) as server, dial(server) as silent:
+        await silent.send(b"GET /")
+        started = anyio.current_time()
+        await server.drain()
+        assert anyio.current_time() - started == pytest.approx(1, abs=0.1)
+        assert await silent.receive_eof() == b""
+
+
 async def test_drain_closes_the_listeners() -> None:
     async with Server(echo, "127.0.0.1", 0) as server:
         await server.drain()

@@ -25,6 +25,10 @@ class Receiver(Protocol):
         """`count` bytes, at least one, were written to the start of that memory."""
         ...
 
+    def heard(self) -> None:
+        """Something came of which nothing can be received yet: half a record of TLS."""
+        ...
+
     def eof(self) -> None:
         """The peer sends nothing any more. Nothing is received after this."""
         ...

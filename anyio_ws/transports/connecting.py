@@ -18,6 +18,14 @@ BACKLOG_PAUSE = 0.02
 Address = tuple[socket.AddressFamily, Any]
 
 
+def _literal(host: str, port: int) -> list[Any]:
+    """Return what getaddrinfo does, if the host is an address: then nobody is asked, and no thread has to wait."""
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except (socket.gaierror, UnicodeError):
+        return []
+
+
 async def connect_tcp(host: str, port: int) -> socket.socket:
     """Connect to the first address of a host that answers.
 
@@ -27,7 +35,7 @@ async def connect_tcp(host: str, port: int) -> socket.socket:
     Cancellation: no socket is left open.
     RFC 8305 §3 to §5.
     """
-    found = await getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found = _literal(host, port) or await getaddrinfo(host, port, type=socket.SOCK_STREAM)
     addresses = _interleaved([(socket.AddressFamily(family), address) for family, _, _, _, address in found])
     if len(addresses) == 1:
         return await _connect(*addresses[0])

@@ -242,9 +242,13 @@ class TLSTransport(Transport):
     def received(self, count: int) -> None:
         self._incoming.write(self._budget.scratch[:count])
         if self._handshaken:
+            self.receiver.heard()
             self._decrypt()
         else:
             self.waiter.wake()
+
+    def heard(self) -> None:
+        self.receiver.heard()
 
     def eof(self) -> None:
         self._eof = True

@@ -30,6 +30,7 @@ class Recorder:
         self.ended = False
         self.errors: list[Exception] = []
         self.writables = 0
+        self.times_heard = 0
         self.unsent = memoryview(b"")
         self.pause_at = float("inf")
         self._buffer = memoryview(bytearray(buffer_size))
@@ -48,6 +49,9 @@ class Recorder:
         self.data += self._buffer[:count]
         if len(self.data) >= self.pause_at:
             self.transport.pause()
+
+    def heard(self) -> None:
+        self.times_heard += 1
 
     def eof(self) -> None:
         assert not self.ended
@@ -602,3 +606,17 @@ async def test_more_than_the_transport_below_takes_at_once_goes_out_in_turns(end
     ends.server.resume()
     await settle()
     assert len(ends.at_server.data) == whole + SLICE
+
+
+async def test_half_a_record_is_heard_although_nothing_of_it_can_be_received(ends: Ends) -> None:
+    outgoing = ends.client._object
+    outgoing.write(b"x" * 1000)
+    record = ends.client._outgoing.read()
+    heard = ends.at_server.times_heard
+    ends.client_pipe.write(record[:500])
+    await settle()
+    assert ends.at_server.times_heard == heard + 1
+    assert ends.at_server.data == b""
+    ends.client_pipe.write(record[500:])
+    await settle()
+    assert len(ends.at_server.data) == 1000
