@@ -1,0 +1,1 @@
+"""Every public call, cancelled at every point where it waits."""
