@@ -14,6 +14,7 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 # What is type-checked strictly beside the package: what users read and run.
 TYPED_PROGRAMS = ["benchmarks", "examples", "tests/test_programs.py"]
+FUZZ_TARGETS = ["decoder", "connection", "handshake_server", "handshake_client"]
 # The tests of the codec in C fail, instead of being skipped, where it was not built.
 NEED_C = {"ANYIO_WS_NEED_C": "1"}
 
@@ -128,12 +129,16 @@ def sanitize(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Fuzz the codec in C against the one in Python for a minute, or `nox -s fuzz -- -max_total_time=3600`."""
+    """Fuzz each target for 25 s, or one for longer: `nox -s fuzz -- handshake_server -max_total_time=3600`."""
     session.install("-e", ".[test]", *group("fuzz"))
-    corpus = Path(session.cache_dir).resolve() / "fuzz"
-    corpus.mkdir(parents=True, exist_ok=True)
-    budget = [] if any(arg.startswith("-max_total_time") for arg in session.posargs) else ["-max_total_time=60"]
-    session.run("python", "-m", "tests.fuzz.fuzz_codec", str(corpus), *budget, *session.posargs, env=NEED_C)
+    corpora = Path(session.cache_dir).resolve() / "fuzz"
+    targets = [arg for arg in session.posargs if not arg.startswith("-")]
+    options = [arg for arg in session.posargs if arg.startswith("-")]
+    for target in targets or FUZZ_TARGETS:
+        # What makes a target fail is kept beside its corpus. Of an option that is given twice, the last counts.
+        limits = ["-max_total_time=25", "-max_len=4096", "-timeout=20", f"-artifact_prefix={corpora}/{target}-"]
+        corpus = str(corpora / target)
+        session.run("python", "-m", "tests.fuzz", target, corpus, *limits, *options, env=NEED_C)
 
 
 @nox.session
@@ -164,9 +169,18 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def autobahn(session: nox.Session) -> None:
-    """Autobahn's test cases, groups 1 to 10, on our server and our client."""
+    """Autobahn's test cases, groups 1 to 10, on our server and our client, with either codec."""
     session.install("-e", ".[test]", *group("conformance"))
     run_pytest(session, "tests/conformance")
+    session.env["ANYIO_WS_PURE"] = "1"
+    run_pytest(session, "tests/conformance")
+
+
+@nox.session(default=False)
+def wstest(session: nox.Session) -> None:
+    """The same with Autobahn's own program: `nox -s wstest -- --wstest PATH --roles client --loops trio`."""
+    session.install("-e", ".[trio,uvloop]")
+    session.run("python", "-m", "tests.conformance.wstest", *session.posargs)
 
 
 @nox.session
@@ -193,6 +207,13 @@ def examples(session: nox.Session, backend: str) -> None:
     """The example of the README, against the built wheel and nothing but what it asks for."""
     session.install("." if backend == "asyncio" else f".[{backend}]")
     session.run("python", "examples/producer_consumer.py", "--backend", backend)
+
+
+@nox.session(default=False)
+def soak(session: nox.Session) -> None:
+    """10,000 connections on each loop for a minute, or `nox -s soak -- --seconds 600`; `tests` has the short form."""
+    session.install("-e", ".[trio,uvloop]")
+    session.run("python", "-m", "soak", *session.posargs, env={"PYTHONPATH": "tests"})
 
 
 @nox.session(default=False)

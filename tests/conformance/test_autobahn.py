@@ -1,9 +1,11 @@
-"""Autobahn's test cases, groups 1 to 10, on our server and on our client, each on every event loop.
+"""Autobahn's test cases on our server and on our client, each on every event loop.
 
 `kosoku` plays the other side. It runs in a thread with an asyncio loop of its own, which is why ours may be any.
+`nox -s autobahn` runs this with the codec in C and with the one in Python.
 """
 
 import asyncio
+import os
 from collections.abc import Iterable
 from queue import SimpleQueue
 from typing import Any
@@ -11,37 +13,26 @@ from typing import Any
 import anyio.to_thread
 import pytest
 
-from anyio_ws import ConnectionClosed, Server, WebSocket, connect
+from anyio_ws import Server
+from anyio_ws.protocol import IMPLEMENTATION
+
+from .roles import echo, run_client
+from .verdicts import EXCLUDED, MAX_SIZE, wrong
 
 kosoku = pytest.importorskip("kosoku", reason="needs kosoku (the dependency group `conformance`)")
 
 pytestmark = [pytest.mark.real_time, pytest.mark.autobahn, pytest.mark.timeout(300)]
 
-# Groups 12 and 13 are of permessage-deflate.
-EXCLUDED = ["12.*", "13.*"]
-CASES = 301
-# What RFC 6455 leaves open: a Close that overtakes a large echo, and the close codes from 5000 on.
-INFORMATIONAL = {"7.1.6", "7.13.1", "7.13.2"}
-# The largest message of the cases is 16 MiB.
-MAX_SIZE = 2**25
-
-
-async def echo(ws: WebSocket) -> None:
-    async for message in ws:
-        await ws.send(message)
-
 
 def check(results: Iterable[Any]) -> None:
-    verdicts = {result.case_id: (result.behavior.value, result.behavior_close.value) for result in results}
-    informational = {case for case, verdict in verdicts.items() if "INFORMATIONAL" in verdict}
-    bad = {
-        case: verdict
-        for case, verdict in verdicts.items()
-        if not set(verdict) <= ({"OK", "INFORMATIONAL"} if case in INFORMATIONAL else {"OK"})
-    }
-    assert not bad, f"case: (verdict on the messages, verdict on the close): {bad}"
-    assert informational == INFORMATIONAL
-    assert len(verdicts) == CASES
+    assert not wrong({result.case_id: (result.behavior.value, result.behavior_close.value) for result in results})
+
+
+def test_the_codec_is_the_one_that_was_asked_for() -> None:
+    if os.environ.get("ANYIO_WS_PURE", "0") not in ("", "0"):
+        assert IMPLEMENTATION == "python"
+    elif "ANYIO_WS_NEED_C" in os.environ:
+        assert IMPLEMENTATION == "c"
 
 
 async def fuzz_server(url: str) -> list[Any]:
@@ -75,15 +66,5 @@ async def test_client_passes_every_case() -> None:
 
     async with anyio.create_task_group() as tg:
         tg.start_soon(fuzz)
-        url = f"ws://127.0.0.1:{await anyio.to_thread.run_sync(port.get, abandon_on_cancel=True)}"
-        async with connect(f"{url}/getCaseCount") as ws:
-            count = int(await ws.receive_text())
-        for case in range(1, count + 1):
-            async with connect(f"{url}/runCase?case={case}&agent=anyio_ws", max_size=MAX_SIZE) as ws:
-                try:
-                    await echo(ws)
-                except ConnectionClosed:
-                    pass  # most cases end in a violation
-        async with connect(f"{url}/updateReports?agent=anyio_ws") as ws:
-            await ws.wait_closed()
+        await run_client(f"ws://127.0.0.1:{await anyio.to_thread.run_sync(port.get, abandon_on_cancel=True)}")
     check(results)

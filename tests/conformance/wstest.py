@@ -1,0 +1,106 @@
+"""Autobahn's own testsuite, `wstest`, on our server and on our client, each on every event loop.
+
+`nox -s wstest -- --wstest PATH` runs it; it needs `pip install autobahntestsuite` for CPython 2.7. By day, `kosoku`
+drives the same cases in a fraction of the time (test_autobahn.py); before a release this is the reference.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from anyio_ws import Server
+from anyio_ws.protocol import IMPLEMENTATION
+
+from .roles import echo, run_client
+from .verdicts import EXCLUDED, MAX_SIZE, Verdicts, tally, wrong
+
+LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
+    "asyncio": ("asyncio", {}),
+    "uvloop": ("asyncio", {"use_uvloop": True}),
+    "trio": ("trio", {}),
+}
+ROLES = ["server", "client"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--wstest", default=os.environ.get("WSTEST") or shutil.which("wstest"))
+    parser.add_argument("--roles", nargs="+", choices=ROLES, default=ROLES)
+    parser.add_argument("--loops", nargs="+", choices=LOOPS, default=list(LOOPS))
+    options = parser.parse_args()
+    if options.wstest is None:
+        parser.error("no wstest: name it with --wstest PATH, in the environment's WSTEST, or have it on PATH")
+    failed = False
+    for role in options.roles:
+        for loop in options.loops:
+            start = time.monotonic()
+            verdicts = run(options.wstest, role, loop)
+            duration = time.monotonic() - start
+            print(f"{role} on {loop}, codec in {IMPLEMENTATION}: {tally(verdicts)} ({duration:.0f} s)", flush=True)
+            for fault in wrong(verdicts):
+                failed = True
+                print(f"    {fault}", flush=True)
+    sys.exit(failed)
+
+
+def run(wstest: str, role: str, loop: str) -> Verdicts:
+    backend, options = LOOPS[loop]
+    with tempfile.TemporaryDirectory() as directory:
+        play = {"server": play_server, "client": play_client}[role]
+        anyio.run(play, wstest, Path(directory), backend=backend, backend_options=options)
+        (results,) = json.loads((Path(directory) / "index.json").read_text()).values()
+    return {case: (result["behavior"], result["behaviorClose"]) for case, result in results.items()}
+
+
+def command(wstest: str, mode: str, directory: Path, **spec: object) -> list[str]:
+    path = directory / "spec.json"
+    spec |= {"outdir": str(directory), "cases": ["*"], "exclude-cases": EXCLUDED, "exclude-agent-cases": {}}
+    path.write_text(json.dumps(spec))
+    return [wstest, "-m", mode, "-s", str(path)]
+
+
+async def play_server(wstest: str, directory: Path) -> None:
+    async with Server(echo, "127.0.0.1", 0, max_size=MAX_SIZE) as server:
+        servers = [{"agent": "anyio_ws", "url": server.url}]
+        await anyio.run_process(command(wstest, "fuzzingclient", directory, servers=servers), cwd=directory)
+
+
+async def play_client(wstest: str, directory: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"ws://127.0.0.1:{port}"
+    server = await anyio.open_process(
+        command(wstest, "fuzzingserver", directory, url=url, webport=0),
+        cwd=directory,
+        stdout=subprocess.DEVNULL,
+    )
+    async with server:
+        try:
+            await until_it_listens(port)
+            await run_client(url)
+        finally:
+            server.terminate()
+
+
+async def until_it_listens(port: int) -> None:
+    with anyio.fail_after(30):
+        while True:
+            try:
+                async with await anyio.connect_tcp("127.0.0.1", port):
+                    return
+            except OSError:
+                await anyio.sleep(0.1)
+
+
+if __name__ == "__main__":
+    main()
