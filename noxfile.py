@@ -27,7 +27,7 @@ def group(name: str) -> list[str]:
 def lowest() -> list[str]:
     """Return every lower bound of a run-time dependency or an extra of ours, as a pin."""
     extras = PYPROJECT["project"]["optional-dependencies"]
-    requirements = [*PYPROJECT["project"]["dependencies"], *extras["trio"], *extras["uvloop"]]
+    requirements = [*PYPROJECT["project"]["dependencies"], *extras["trio"], *extras["uvloop"], *extras["deflate"]]
     return [re.sub(r"\s*>=\s*", "==", requirement, count=1) for requirement in requirements]
 
 

@@ -16,7 +16,7 @@ from .exceptions import (
     WebSocketError,
 )
 from .options import Options
-from .protocol import Headers, Request, Response
+from .protocol import Deflate, Headers, Request, Response
 from .server import Server, ServerOptions, accept, serve
 from .stats import ServerStats, Stats
 from .websocket import WebSocket
@@ -27,6 +27,7 @@ __all__ = [
     "ConnectionClosed",
     "ConnectionClosedError",
     "ConnectionClosedOK",
+    "Deflate",
     "HandshakeError",
     "HandshakeRejected",
     "Headers",

@@ -6,6 +6,7 @@ import os
 import ssl as ssl_module
 from collections.abc import Sequence
 from functools import cache
+from typing import Literal
 
 from anyio import CancelScope, current_time
 
@@ -14,7 +15,7 @@ from .exceptions import ConnectFailed, HandshakeRejected, OpenTimeout
 from .loops import Loop
 from .opening import Block, Opening
 from .options import JSON, Options
-from .protocol import ClientHandshake, parse_url
+from .protocol import ClientHandshake, Deflate, parse_url
 from .protocol.handshake_fields import PRODUCT
 from .protocol.http import HeadersLike
 from .transports.base import Transport
@@ -58,7 +59,7 @@ class connect(Block):
         max_size: bytes of the largest message accepted.
         receive_buffer_size: bytes of unread messages at which reading pauses.
         write_buffer_size: bytes not yet sent at which `send` waits.
-        compression: None; permessage-deflate is not available in this version.
+        compression: permessage-deflate if the peer has it too: "deflate", or a `Deflate` that says how.
         json: what `send_json` and `receive_json` use: anything with `dumps` and `loads`.
 
     For times and `max_size` None means no limit; `Options` has the details.
@@ -95,7 +96,7 @@ class connect(Block):
         max_size: int | None = 2**20,
         receive_buffer_size: int = 65536,
         write_buffer_size: int = 65536,
-        compression: None = None,
+        compression: Literal["deflate"] | Deflate | None = None,
         json: JSON = standard_json,
     ) -> None:
         super().__init__()
@@ -126,6 +127,7 @@ class connect(Block):
             origin=origin,
             subprotocols=subprotocols,
             user_agent_header=user_agent_header,
+            extensions=self._options.extensions,
         )
         self._ssl = ssl
         self._server_hostname = server_hostname
@@ -161,7 +163,7 @@ class connect(Block):
             raise ConnectFailed(exc.errno, f"{self._url} broke the connection during the handshake: {exc}") from exc
         if response.status_code != 101:
             raise HandshakeRejected(response)
-        core = Core(transport, loop, self._options, is_client=True)
+        core = Core(transport, loop, self._options, is_client=True, extensions=handshake.extensions)
         ws = WebSocket(core, handshake.request, response, handshake.subprotocol, self._remote_address)
         opening.hand_over(core, handshake.trailing_data)
         return ws

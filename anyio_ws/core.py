@@ -19,7 +19,7 @@ assembled (`max_size`), one chunk not yet decoded, and the latest Ping.
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Literal, cast
 
@@ -33,9 +33,12 @@ from .loops import Loop, Timer, Waiter
 from .options import Options
 from .outbox import Outbox
 from .protocol import Close, Connection, Opcode, ProtocolError
+from .protocol.connection import Deferred
+from .protocol.extensions import Extension
 from .protocol.frames import MESSAGE_OVERHEAD, check_close_code, encode_header
 from .stats import Stats
 from .transports.base import Buffer, Transport
+from .workers import finish_deferred
 
 STALL = 1.0
 """Seconds that the timer of idle_timeout may be late before it gives the peer as much time again."""
@@ -71,12 +74,14 @@ class Core:
         loop: the owner's adapter.
         options: of this connection.
         is_client: which side we are.
+        extensions: those agreed on.
     """
 
     __slots__ = (
         "_began",
         "_deadline",
         "_decoder",
+        "_deferred",
         "_delivering",
         "_discarded",
         "_eof",
@@ -87,6 +92,7 @@ class Core:
         "_keepalive",
         "_limit",
         "_owed",
+        "_rested_at",
         "_shut",
         "_time",
         "close_info",
@@ -94,6 +100,7 @@ class Core:
         "closing",
         "connection",
         "debug",
+        "deferred_messages",
         "encode",
         "fragments_sent",
         "ended_event",
@@ -101,6 +108,7 @@ class Core:
         "gone_event",
         "inbox",
         "is_client",
+        "large_text",
         "last_message",
         "last_moved",
         "last_received",
@@ -129,10 +137,15 @@ class Core:
         options: Options,
         *,
         is_client: bool,
+        extensions: Sequence[Extension] = (),
     ) -> None:
         self.transport: Transport = transport
         self.connection: Connection = Connection(
-            is_client=is_client, max_size=options.max_size, scratch=loop.budget.scratch, holds=True
+            is_client=is_client,
+            max_size=options.max_size,
+            scratch=loop.budget.scratch,
+            extensions=extensions,
+            holds=True,
         )
         self.loop: Loop = loop
         self.options: Options = options
@@ -151,6 +164,8 @@ class Core:
         self.stopped: bool = False  # the inbox gets nothing more
         self._discarded = 0  # messages that our Close took from the inbox
         self._ignored = 0  # messages that came after it
+        self._deferred: Deferred | None = None  # a message that a worker thread is finishing; reading is paused
+        self.deferred_messages: int = 0
         self._delivering = False  # a message has left the inbox and its receiver has not seen it yet
         self.last_received: float = loop.time()
         self.last_message: float = self.last_received
@@ -162,6 +177,8 @@ class Core:
         self.waiter: Waiter = transport.waiter
 
         # Sending
+        # Of a str from which on it is encoded first, because it may leave in fragments, or be compressed in a thread.
+        self.large_text: int = min(FRAGMENT, self.connection.inline_limit)
         self.outbox: Outbox = Outbox(transport, loop, options.write_buffer_size)
         self.encode: Callable[[int, str | Buffer], bytes] = self.connection.encode
         self.last_moved: float = self.last_received  # when the transport last took something from the outbox
@@ -186,6 +203,7 @@ class Core:
 
         # Counters
         self.messages_sent: int = 0
+        self._rested_at = -1  # how many there were at the last probe
         self.fragments_sent: int = 0
         self.pings_sent: int = 0
         self.pongs_sent: int = 0
@@ -206,7 +224,7 @@ class Core:
 
     @property
     def messages_received(self) -> int:
-        return self._decoder.messages - self._ignored
+        return self._decoder.messages + self.deferred_messages - self._ignored
 
     @property
     def receiving_done(self) -> tuple[int, int]:
@@ -229,7 +247,7 @@ class Core:
         return Stats(
             messages_received=self.messages_received,
             messages_sent=self.messages_sent,
-            frames_received=self._decoder.messages + connection.fragments_received + received,
+            frames_received=self._decoder.messages + self.deferred_messages + connection.fragments_received + received,
             frames_sent=self.messages_sent + self.fragments_sent + sent,
             bytes_received=self._decoder.fed,
             bytes_sent=self.outbox.taken + self.outbox.size,
@@ -290,7 +308,7 @@ class Core:
 
     def eof(self) -> None:
         self._eof = True
-        if self.paused and self._decoder.pending:
+        if self.paused and (self._decoder.pending or self._deferred is not None):
             return  # there may be a Close in what is not decoded yet: make_room() comes back
         if not self.ended:
             self.fail(EOFError("the peer ended the connection without a Close frame"))
@@ -322,8 +340,12 @@ class Core:
     # Receiving
 
     def _news(self) -> None:
-        """A control frame came, or a violation was found."""
+        """A control frame came, or a violation was found, or a message that takes long to decode."""
         connection = self.connection
+        if connection.deferred is not None:
+            self._deferred, connection.deferred = connection.deferred, None
+            self._pause()
+            self.loop.spawn(finish_deferred, self, self._deferred)
         if connection.pongs:
             for payload in connection.pongs:
                 self._pong(payload)
@@ -339,6 +361,34 @@ class Core:
             self._peer_erred(connection.error)
         elif connection.too_big is not None:
             self._hold(connection.too_big)
+
+    def file(self, deferred: Deferred, outcome: str | bytes | ProtocolError) -> None:
+        """A worker thread has finished a message: go on behind it."""
+        if deferred is not self._deferred:
+            return  # the connection is closing
+        self._deferred = None
+        self.paused = False
+        if isinstance(outcome, ProtocolError):
+            self.connection.error = outcome
+            self._peer_erred(outcome)
+        else:
+            self.deferred_messages += 1
+            self.last_message = self._time()
+            if self.debug:
+                self._log_received([outcome])
+            self.inbox.insert(0, outcome)
+            self._used_up()
+        if self.receiver is not None and (self.inbox or self.stopped):
+            self.waiter.wake()
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """Read again, unless there is a reason not to."""
+        if not self.paused:
+            if self._eof and not self.ended:
+                self.eof()
+            else:
+                self.transport.resume()
 
     def _hold(self, error: ProtocolError) -> None:
         """A message over max_size is here: it is for the next receiver to refuse, or to stream."""
@@ -363,7 +413,7 @@ class Core:
             # One message that somebody waits for, however large, is as good as taken: if not, the next read pauses.
             if self.receiver is None or len(self.inbox) > 1 or self._decoder.pending:
                 self._pause()
-        elif self._decoder.pending and not self.stopped:
+        elif self._decoder.pending and not self.stopped and self._deferred is None:
             self.received(0)
 
     def _pause(self) -> None:
@@ -374,17 +424,14 @@ class Core:
     def make_room(self, size: int) -> None:
         """A message was taken from a full inbox: go on when half of it is free, first with what is here undecoded."""
         self.room = self.room + size + MESSAGE_OVERHEAD if self.inbox else self._limit
-        if 2 * self.room < self._limit or self.connection.error is not None or self.connection.too_big is not None:
+        blocked = self.connection.error or self.connection.too_big or self._deferred
+        if 2 * self.room < self._limit or blocked is not None:
             return
         self.paused = False
         self.last_message = self._time()  # while we did not read, the peer could not send
         self._delivering = not self.closing
         self.received(0)
-        if not self.paused:
-            if self._eof and not self.ended:
-                self.eof()
-            else:
-                self.transport.resume()
+        self._read_on()
         self._delivering = False
 
     # Sending
@@ -393,9 +440,13 @@ class Core:
         """Commit a message that is not to be copied into one block with its header; it is its sender's turn."""
         if isinstance(payload, str):
             payload = payload.encode()
-        self.messages_sent += 1
         if self.debug:
             self.log_sent(opcode, payload)
+        self.send_transformed(*self.connection.transform(opcode, payload))
+
+    def send_transformed(self, opcode: int, payload: Buffer) -> None:
+        """The same for what the extensions have made of a message."""
+        self.messages_sent += 1
         size = len(payload)
         if size <= UNFRAGMENTED:
             self.send_part(opcode, payload)
@@ -495,6 +546,10 @@ class Core:
             self.latency = ping.round_trip
 
     def probe(self) -> Ping:
+        if self.messages_sent == self._rested_at:
+            for extension in self.connection.extensions:
+                extension.rest()
+        self._rested_at = self.messages_sent
         # An earlier one of keepalive's, for which nobody waits, may never get a Pong of its own from a peer that lives.
         for payload in [payload for payload, ping in self.pings.items() if ping.done is None]:
             del self.pings[payload]
@@ -553,6 +608,7 @@ class Core:
 
     def _begin_closing(self) -> None:
         self.closing = True
+        self._deferred = None
         self.room = self._limit = sys.maxsize  # what comes now is discarded, so it needs no room
 
     def _discard(self) -> None:
@@ -636,6 +692,8 @@ class Core:
             self._keepalive.stop()
         if self._idle is not None:
             self._idle.cancel()
+        for extension in self.connection.extensions:
+            extension.release()
         for ping in self.pings.values():
             if ping.done is not None:
                 ping.done.set()
@@ -700,7 +758,7 @@ class Core:
             self._log("< %s", describe(Opcode.TEXT if isinstance(message, str) else Opcode.BINARY, message))
 
     def log_sent(self, opcode: int, payload: str | Buffer) -> None:
-        self._log("> %s", describe(opcode, payload))
+        self._log("> %s", describe(opcode & 0xF, payload))
 
     def _log(self, message: str, *args: object) -> None:
         self.logger.debug(message, *args, extra={"connection_id": self.id})

@@ -3,7 +3,9 @@
 import json as standard_json
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
+
+from .protocol import Deflate
 
 
 class JSON(Protocol):
@@ -25,7 +27,7 @@ class SharedOptions(TypedDict, total=False):
     max_size: int | None
     receive_buffer_size: int
     write_buffer_size: int
-    compression: None
+    compression: Literal["deflate"] | Deflate | None
     json: Any
 
 
@@ -42,7 +44,7 @@ class Options:
         max_size: the largest message accepted.
         receive_buffer_size: unread messages, each counted as its length + 64, at which reading pauses.
         write_buffer_size: bytes not yet sent at which `send` waits.
-        compression: None; permessage-deflate is not available in this version.
+        compression: permessage-deflate if the peer has it too: "deflate", or a `Deflate` that says how.
         json: what `send_json` and `receive_json` use.
     """
 
@@ -54,7 +56,7 @@ class Options:
     max_size: int | None = 2**20
     receive_buffer_size: int = 65536
     write_buffer_size: int = 65536
-    compression: None = None
+    compression: Literal["deflate"] | Deflate | None = None
     json: JSON = standard_json
 
     def __post_init__(self) -> None:
@@ -69,10 +71,17 @@ class Options:
                 if not is_size and not (optional and value is None):
                     expected = "a positive number of bytes or None" if optional else "a positive number of bytes"
                     raise ValueError(f"{field.name} must be {expected}, not {value!r}")
-        if self.compression is not None:
-            raise ValueError(f"compression must be None in this version, not {self.compression!r}")
+        if self.compression not in (None, "deflate") and not isinstance(self.compression, Deflate):
+            raise ValueError(f'compression must be "deflate", a Deflate or None, not {self.compression!r}')
         if not (hasattr(self.json, "dumps") and hasattr(self.json, "loads")):
             raise TypeError(f"json must have dumps and loads, as the json module does; {self.json!r} has not")
+
+    @property
+    def extensions(self) -> tuple[Deflate, ...]:
+        """What to negotiate."""
+        if self.compression is None:
+            return ()
+        return (self.compression if isinstance(self.compression, Deflate) else Deflate.balanced(),)
 
     @property
     def ending_bound(self) -> float:

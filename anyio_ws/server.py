@@ -15,7 +15,7 @@ import socket
 import ssl as ssl_module
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Literal, Self, Unpack
 
 from anyio import TASK_STATUS_IGNORED, Event
 from anyio.abc import TaskStatus
@@ -27,6 +27,7 @@ from .logs import server_logger as logger
 from .loops import Loop, open_loop
 from .opening import Block
 from .options import JSON, Options, SharedOptions
+from .protocol import Deflate
 from .protocol.handshake_fields import PRODUCT
 from .protocol.request_checks import Origins
 from .stats import ServerStats
@@ -100,7 +101,7 @@ class accept(Block):
         max_size: int | None = 2**20,
         receive_buffer_size: int = 65536,
         write_buffer_size: int = 65536,
-        compression: None = None,
+        compression: Literal["deflate"] | Deflate | None = None,
         json: JSON = standard_json,
     ) -> None:
         super().__init__()
@@ -167,7 +168,7 @@ class Server:
         max_size: bytes of the largest message accepted.
         receive_buffer_size: bytes of unread messages at which reading pauses.
         write_buffer_size: bytes not yet sent at which `send` waits.
-        compression: None; permessage-deflate is not available in this version.
+        compression: permessage-deflate if the peer has it too: "deflate", or a `Deflate` that says how.
         json: what `send_json` and `receive_json` use: anything with `dumps` and `loads`.
 
     For times, `max_size` and `max_connections` None means no limit; `Options` has the details.
@@ -205,7 +206,7 @@ class Server:
         max_size: int | None = 2**20,
         receive_buffer_size: int = 65536,
         write_buffer_size: int = 65536,
-        compression: None = None,
+        compression: Literal["deflate"] | Deflate | None = None,
         json: JSON = standard_json,
     ) -> None:
         if not callable(handler):

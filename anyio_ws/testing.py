@@ -39,6 +39,7 @@ from .protocol import (
     encode_frame,
     parse_url,
 )
+from .protocol.extensions import Extension
 from .protocol.http import HeadersLike
 from .server import Server, ServerOptions
 from .tasks import Tasks
@@ -128,8 +129,9 @@ def _websocket(
     request: Request,
     response: Response,
     subprotocol: str | None = None,
+    extensions: Sequence[Extension] = (),
 ) -> WebSocket:
-    core = Core(transport, loop, options, is_client=is_client)
+    core = Core(transport, loop, options, is_client=is_client, extensions=extensions)
     ws = WebSocket(core, request, response, subprotocol)
     core.start(b"")
     return ws
@@ -158,11 +160,12 @@ class connected_pair(_Pair):
         **options: Unpack[SharedOptions],
     ) -> None:
         super().__init__()
-        self._client_handshake = ClientHandshake(
-            parse_url(URL + target), additional_headers=headers, subprotocols=subprotocols
-        )
-        self._server_handshake = ServerHandshake(subprotocols=subprotocols)
         self._options = Options(**options)
+        extensions = self._options.extensions
+        self._client_handshake = ClientHandshake(
+            parse_url(URL + target), additional_headers=headers, subprotocols=subprotocols, extensions=extensions
+        )
+        self._server_handshake = ServerHandshake(subprotocols=subprotocols, extensions=extensions)
 
     async def __aenter__(self) -> tuple[WebSocket, WebSocket]:
         loop, client_end, server_end = await self._enter()
@@ -181,6 +184,7 @@ class connected_pair(_Pair):
                 request=client.request,
                 response=response,
                 subprotocol=client.subprotocol,
+                extensions=client.extensions,
             )
             self._server = _websocket(
                 loop,
@@ -190,6 +194,7 @@ class connected_pair(_Pair):
                 request=request,
                 response=answer,
                 subprotocol=server.subprotocol,
+                extensions=server.extensions,
             )
         except BaseException as exc:
             await self._leave(exc)
@@ -386,7 +391,7 @@ class RawPeer:
         self._wake()
 
     def heard(self) -> None:
-        pass
+        """Nothing happens: it is not TLS."""
 
     def eof(self) -> None:
         self._eof = True

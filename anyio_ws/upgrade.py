@@ -42,7 +42,12 @@ class Rules:
         if self.process_request is not None and not callable(self.process_request):
             raise TypeError(f"process_request must be callable, not {self.process_request!r}")
         # Once for the server, not for each connection.
-        checked = ServerRules(subprotocols=self.subprotocols, origins=self.origins, server_header=self.server_header)
+        checked = ServerRules(
+            subprotocols=self.subprotocols,
+            origins=self.origins,
+            server_header=self.server_header,
+            extensions=self.options.extensions,
+        )
         object.__setattr__(self, "_checked", checked)
 
     def handshake(self, *, secure: bool, remote_address: Address) -> ServerHandshake:
@@ -111,7 +116,7 @@ async def upgrade(
         raise failure from failure.__cause__
     finally:
         deadline.cancel()
-    core = Core(transport, loop, rules.options, is_client=False)
+    core = Core(transport, loop, rules.options, is_client=False, extensions=handshake.extensions)
     ws = WebSocket(core, request, response, handshake.subprotocol, remote_address)
     opening.hand_over(core, handshake.trailing_data)
     return ws, core

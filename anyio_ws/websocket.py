@@ -16,13 +16,15 @@ from typing import Any, Generic, NoReturn, TypeVar
 from anyio import BusyResourceError, Event
 from anyio.abc import ObjectStream
 
-from .core import FRAGMENT, FRAME_PARTS, Core, check_close
+from .core import FRAME_PARTS, Core, check_close
 from .exceptions import CloseInfo, ConnectionClosedError, ConnectionClosedOK
 from .loops import uninterruptible
 from .protocol import Opcode, ProtocolError, Request, Response
+from .protocol.connection import COMPRESS, PLAIN
 from .running import run
 from .stats import Stats
 from .transports.base import Buffer
+from .workers import send_later
 
 T = TypeVar("T")
 
@@ -258,7 +260,7 @@ class WebSocket(ObjectStream[str | bytes]):
     # Sending
 
     @uninterruptible
-    async def send(self, item: str | Buffer, *, text: bool | None = None) -> None:
+    async def send(self, item: str | Buffer, *, text: bool | None = None, compress: bool | None = None) -> None:
         """Send a message.
 
         Returns when less than `write_buffer_size` waits to be sent: the peer has not necessarily received it.
@@ -266,6 +268,9 @@ class WebSocket(ObjectStream[str | bytes]):
         Args:
             item: str for a text message, bytes-like for a binary one.
             text: True sends bytes, which must be UTF-8, as a text message; False sends a str as a binary one.
+            compress: True compresses the message, also below the option's `threshold`; False does not, as is right for
+                what is compressed already, or holds secrets beside what others choose. Without compression it means
+                nothing.
 
         Raises:
             ConnectionClosedOK: the connection has ended, or is closing, in good order.
@@ -282,15 +287,20 @@ class WebSocket(ObjectStream[str | bytes]):
             await self._yield()
         elif not self._tasks_tell or self._current_task().cancelling():
             await self._loop.checkpoint_if_cancelled()
-        opcode = _OPCODES.get(type(item)) if text is None else None
+        opcode = _OPCODES.get(type(item)) if text is None and compress is None else None
         if opcode is None:
             opcode, item = _kind(item, text)
+            if compress is not None and self._core.connection.extensions:
+                opcode |= COMPRESS if compress else PLAIN
         outbox = self._outbox
         if not outbox.free:
             await self._turn()
         # Committing: nothing below suspends until all of it is done.
         core = self._core
-        if len(item) >= FRAME_PARTS and (not isinstance(item, str) or len(item) >= FRAGMENT):
+        if len(item) >= FRAME_PARTS and (not isinstance(item, str) or len(item) >= core.large_text):
+            if len(item) >= core.connection.inline_limit and not opcode & PLAIN:
+                await self._send_later(opcode, item)
+                return
             core.send_large(opcode, item)
         else:
             frame = core.encode(opcode, item)
@@ -308,6 +318,22 @@ class WebSocket(ObjectStream[str | bytes]):
                     outbox.keep(memoryview(frame)[taken:])
         if not outbox.free:
             await self._settle()
+
+    async def _send_later(self, opcode: int, item: str | Buffer) -> None:
+        """Commit a message that takes so long to compress that a worker thread does it; it is the caller's turn."""
+        core = self._core
+        payload = item.encode() if isinstance(item, str) else bytes(item)
+        if core.debug:
+            core.log_sent(opcode, payload)
+        before = core.messages_sent
+        done = Event()
+        self._outbox.hold()
+        core.loop.spawn(send_later, core, opcode, payload, done)
+        core.transport.watch()
+        await done.wait()
+        if core.messages_sent == before:
+            raise core.exception()
+        await self._settle()
 
     async def _turn(self) -> None:
         """Wait until the caller may commit."""

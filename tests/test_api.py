@@ -141,6 +141,7 @@ ORDER = [
     {"transports"},
     {"exceptions", "options", "stats", "tasks"},
     {"logs", "outbox", "keepalive"},
+    {"workers"},
     {"core"},
     {"running"},
     {"websocket"},

@@ -121,7 +121,7 @@ def test_a_url_that_is_none_raises_at_once(url: str) -> None:
         ({"open_timeout": 0}, "open_timeout must be a positive number"),
         ({"ping_interval": math.nan}, "ping_interval must be a positive number"),
         ({"max_size": 0}, "max_size must be a positive number"),
-        ({"compression": "deflate"}, "compression must be None"),
+        ({"compression": "gzip"}, 'compression must be "deflate"'),
         ({"uds": "/x", "stream": object()}, "uds and stream exclude each other"),
         ({"ssl": ssl.create_default_context()}, "ssl and server_hostname are for wss"),
         ({"server_hostname": "example.com"}, "ssl and server_hostname are for wss"),

@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import pytest
 
-from anyio_ws import Options, Server, accept, connect
+from anyio_ws import Deflate, Options, Server, accept, connect
 from anyio_ws.options import SharedOptions
 
 TIMES = ["open_timeout", "close_timeout", "ping_interval", "ping_timeout", "idle_timeout"]
@@ -67,9 +67,16 @@ def test_only_max_size_may_be_without_limit():
             Options(**{name: None})
 
 
-def test_compression_is_not_available():
-    with pytest.raises(ValueError, match="compression must be None"):
-        Options(compression="deflate")
+@pytest.mark.parametrize("value", [True, "gzip", "", Deflate, {"level": 1}])
+def test_compression_is_deflate_or_how(value):
+    with pytest.raises(ValueError, match='compression must be "deflate", a Deflate or None, not'):
+        Options(compression=value)
+
+
+def test_what_is_negotiated():
+    assert Options().extensions == ()
+    assert Options(compression="deflate").extensions == (Deflate.balanced(),)
+    assert Options(compression=Deflate(level=1)).extensions == (Deflate(level=1),)
 
 
 @pytest.mark.parametrize("value", [None, object(), type("Half", (), {"dumps": None})])

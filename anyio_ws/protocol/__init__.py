@@ -1,7 +1,10 @@
 """The WebSocket protocol without I/O: RFC 6455 from bytes to messages and back, for any event loop or none."""
 
+from .compressing import MessageEncoder
 from .connection import Close, Connection
+from .deflate import Deflate, PerMessageDeflate
 from .exceptions import HandshakeError, InvalidHandshake, InvalidURL, ProtocolError, WebSocketError
+from .extensions import ClientExtension, Extension, Parameters, ServerExtension, Unfinished
 from .frames import (
     IMPLEMENTATION,
     Decoder,
@@ -15,26 +18,37 @@ from .frames import (
 )
 from .handshake import ClientHandshake, ServerHandshake, ServerRules
 from .http import Headers, Request, Response
+from .inflating import Decoding, MessageDecoder
 from .url import URL, parse_url
 
 __all__ = [
     "IMPLEMENTATION",
     "URL",
+    "ClientExtension",
     "ClientHandshake",
     "Close",
     "Connection",
     "Decoder",
+    "Decoding",
+    "Deflate",
+    "Extension",
     "HandshakeError",
     "Headers",
     "InvalidHandshake",
     "InvalidURL",
     "MaskingKeys",
+    "MessageDecoder",
+    "MessageEncoder",
     "Opcode",
+    "Parameters",
+    "PerMessageDeflate",
     "ProtocolError",
     "Request",
     "Response",
+    "ServerExtension",
     "ServerHandshake",
     "ServerRules",
+    "Unfinished",
     "WebSocketError",
     "apply_mask",
     "encode_close",

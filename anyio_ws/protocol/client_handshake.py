@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import h11
 
 from .exceptions import InvalidHandshake
+from .extensions import ClientExtension, Extension, agree_on_extensions, check_extensions, format_extensions
 from .handshake_fields import PRODUCT, accept_key, check_subprotocols, decode, decode_fields, has_token
 from .http import Fields, Headers, HeadersLike, Request, Response, checked_field
 from .http_head import MAX_HEADER_BYTES, HeadError, HeadReader, explain, shown
@@ -42,10 +43,12 @@ class ClientHandshake:
         origin: the Origin header, which browsers send.
         subprotocols: those to offer, in order of preference.
         user_agent_header: the User-Agent header, or None.
+        extensions: those to offer, in order of preference.
 
     Attributes:
         request: what `request_bytes` says.
         subprotocol: the one the server chose, once a 101 came.
+        extensions: those agreed, in the order in which they apply to a message that is sent, once a 101 came.
         trailing_data: what came after the 101: the beginning of the frames.
 
     Raises:
@@ -62,11 +65,13 @@ class ClientHandshake:
         origin: str | None = None,
         subprotocols: Sequence[str] = (),
         user_agent_header: str | None = PRODUCT,
+        extensions: Sequence[ClientExtension] = (),
     ) -> None:
         # The request.
         # "The value of this header field MUST be a nonce consisting of a randomly selected 16-byte value".
         self._key = base64.b64encode(os.urandom(16)).decode()
         self._offered = check_subprotocols(subprotocols)
+        self._offered_extensions = check_extensions(extensions)
         added = _check_additional_headers(additional_headers or (), origin)
         fields = [
             ("Upgrade", "websocket"),
@@ -79,6 +84,10 @@ class ClientHandshake:
             fields.insert(0, ("Host", url.host_header))
         if self._offered:
             fields.append(("Sec-WebSocket-Protocol", ", ".join(self._offered)))
+        if offers := format_extensions(
+            (extension.name, offer) for extension in self._offered_extensions for offer in extension.offers()
+        ):
+            fields.append(("Sec-WebSocket-Extensions", offers))
         if origin is not None:
             fields.append(checked_field("Origin", origin, "origin"))
         if url.username is not None and "Authorization" not in added:
@@ -106,6 +115,7 @@ class ClientHandshake:
         self._body_received = 0
         # The outcome.
         self.subprotocol: str | None = None
+        self.extensions: tuple[Extension, ...] = ()
         self.trailing_data: bytes = b""
 
     def request_bytes(self) -> bytes:
@@ -199,9 +209,12 @@ class ClientHandshake:
         expected = accept_key(self._key)
         if fields.get("sec-websocket-accept") != expected:
             raise InvalidHandshake(f"{_got(headers, 'Sec-WebSocket-Accept')}; expected {expected}")
-        # 5.: "the use of an extension that was not present in the client's handshake".
-        if "sec-websocket-extensions" in fields:
-            raise InvalidHandshake(f"{_got(headers, 'Sec-WebSocket-Extensions')}; expected none, for none was offered")
+        # 5.: "the use of an extension that was not present in the client's handshake". §11.3.2: the header "MUST NOT
+        # appear more than once in an HTTP response".
+        accepted = fields.get("sec-websocket-extensions")
+        if isinstance(accepted, list):
+            raise InvalidHandshake(f"{_got(headers, 'Sec-WebSocket-Extensions')}; expected one header at most")
+        extensions = () if accepted is None else agree_on_extensions(self._offered_extensions, accepted)
         # 6.: "the use of a subprotocol that was not present in the client's handshake". §11.3.4: the header "MUST NOT
         # appear more than once in an HTTP response". To have no subprotocol is the server's right.
         chosen = fields.get("sec-websocket-protocol")
@@ -215,6 +228,7 @@ class ClientHandshake:
         if "transfer-encoding" in fields or ("content-length" in fields and int(headers["Content-Length"])):
             raise InvalidHandshake("the answer is a 101 with a body; expected none")
         self.subprotocol = chosen
+        self.extensions = extensions
 
     def _feed_body(self, data: bytes | bytearray | memoryview) -> None:
         data = data[: _MAX_BODY - self._body_received]

@@ -14,10 +14,12 @@ it is read. The caller then fails the connection (§7.1.7) with `send_close(erro
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from .exceptions import ProtocolError
+from .extensions import Extension, Unfinished
+from .frame_rules import not_utf8
 from .frames import (
     Buffer,
     Decoder,
@@ -28,6 +30,9 @@ from .frames import (
     encode_frame,
     parse_close,
 )
+
+COMPRESS, PLAIN = 0x100, 0x200
+"""What may be added to the opcode of a message for `transform`: that it is to be transformed, or that it is not."""
 
 MAX_PINGS = 1000
 """Pings of one chunk that are all answered. A chunk of 128 KiB may have sixty times as many."""
@@ -40,6 +45,39 @@ class Close(NamedTuple):
     reason: str
 
 
+class Deferred:
+    """A message that an extension has begun to decode, and that is better finished in a worker thread.
+
+    Attributes:
+        opcode: of the message.
+    """
+
+    __slots__ = ("_left", "_max_size", "_unfinished", "opcode")
+
+    def __init__(self, opcode: int, unfinished: Unfinished, left: list[Extension], max_size: int | None) -> None:
+        self.opcode: int = opcode
+        self._unfinished = unfinished
+        self._left = left
+        self._max_size = max_size
+
+    def finish(self) -> str | bytes:
+        """Return the message; called once, in any thread.
+
+        Raises:
+            ProtocolError: it is not what the extensions make, or too large, or text that is not UTF-8.
+        """
+        payload = self._unfinished.finish()
+        for extension in self._left:
+            decoded = extension.start_decode(payload, self._max_size)
+            payload = decoded if isinstance(decoded, bytes) else decoded.finish()
+        if self.opcode == Opcode.BINARY:
+            return payload
+        try:
+            return payload.decode()
+        except UnicodeDecodeError as exc:
+            raise not_utf8("text message", exc) from None
+
+
 class Connection:
     """The state of one endpoint.
 
@@ -47,6 +85,7 @@ class Connection:
         is_client: which side we are: a client masks and expects unmasked frames, a server the reverse (§5.1).
         max_size: the largest message accepted, in bytes; None for no limit.
         scratch: memory to read into, for `get_buffer`; connections that are never filled at the same time may share it.
+        extensions: those agreed, in the order in which they apply to a message that is sent.
         holds: a message over max_size is no error yet, but waits for the caller to say what becomes of it: see
             `too_big`.
 
@@ -56,6 +95,9 @@ class Connection:
         decoder: what `feed` and `filled` decode with. A caller that discards what comes after our Close by itself may
             use it directly.
         encode: called with an opcode and a payload, it returns the frame, masked if we are the client (§5.3).
+        inline_limit: bytes of a message from which on `transform` takes so long that it belongs into a worker thread.
+        deferred: a message whose decoding does, to be finished by the caller, who sets this to None. Until the caller
+            goes on, nothing is decoded.
         news: something below has changed since the caller last set this to False.
         pings: payloads of the Pings that have no answer yet. "If an endpoint receives a Ping frame and has not yet sent
             Pong frame(s) in response to previous Ping frame(s), the endpoint MAY elect to send a Pong frame for only
@@ -70,13 +112,18 @@ class Connection:
     """
 
     __slots__ = (
+        "_encode_frame",
         "_keys",
+        "_max_size",
         "close_received",
         "close_sent",
         "decoder",
+        "deferred",
         "encode",
         "error",
+        "extensions",
         "get_buffer",
+        "inline_limit",
         "news",
         "pings",
         "pings_received",
@@ -91,20 +138,33 @@ class Connection:
         is_client: bool,
         max_size: int | None = 2**20,
         scratch: memoryview | None = None,
+        extensions: Sequence[Extension] = (),
         holds: bool = False,
     ) -> None:
+        rsv = 0
+        for extension in extensions:
+            rsv |= extension.rsv
         self.decoder: Decoder = Decoder(
             is_client=is_client,
             max_size=max_size,
             on_control=self._on_control,
             on_error=self._on_error,
             on_too_big=self._on_too_big if holds else None,
+            rsv=rsv,
+            transform=self._restore if extensions else None,
             scratch=scratch,
         )
         # The functions of the codec themselves: they are called for every message.
         self.get_buffer: Callable[[], memoryview | None] = self.decoder.get_buffer
         self._keys: MaskingKeys | None = MaskingKeys() if is_client else None
-        self.encode: Callable[[int, str | Buffer], bytes] = self._keys.encode_frame if self._keys else encode_frame
+        self._encode_frame: Callable[[int, str | Buffer], bytes] = (
+            self._keys.encode_frame if self._keys else encode_frame
+        )
+        self.encode: Callable[[int, str | Buffer], bytes] = self._encode if extensions else self._encode_frame
+        self.extensions: tuple[Extension, ...] = tuple(extensions)
+        self.inline_limit: int = min((extension.inline_limit for extension in extensions), default=sys.maxsize)
+        self.deferred: Deferred | None = None
+        self._max_size = max_size
         self.news: bool = False
         self.pings: list[bytes] = []
         self.pongs: list[bytes] = []
@@ -174,7 +234,42 @@ class Connection:
             except ProtocolError as exc:
                 self.error = exc
 
+    def _restore(self, begun: int, payload: bytes) -> bytes | None:
+        """Have the extensions undo what they did to a message; None if that takes long."""
+        if self.close_sent is not None:
+            return b""  # nobody receives it
+        left = [extension for extension in reversed(self.extensions) if begun & extension.rsv]
+        while left:
+            restored = left.pop(0).start_decode(payload, self._max_size)
+            if not isinstance(restored, bytes):
+                self.deferred = Deferred(begun & 0xF, restored, left, self._max_size)
+                self.news = True
+                return None
+            payload = restored
+        return payload
+
     # Sending
+
+    def transform(self, opcode: int, payload: Buffer) -> tuple[int, Buffer]:
+        """Have the extensions do what they do to a message; return its opcode, with the RSV bits, and its payload.
+
+        Args:
+            opcode: plus COMPRESS or PLAIN, if the application has said so.
+            payload: the message, which must then be sent, in the order of these calls.
+        """
+        wanted = True if opcode & COMPRESS else False if opcode & PLAIN else None
+        opcode &= 0xF
+        for extension in self.extensions:
+            encoded = extension.encode(opcode & 0xF, payload, wanted)
+            if encoded is not None:
+                opcode |= extension.rsv
+                payload = encoded
+        return opcode, payload
+
+    def _encode(self, opcode: int, payload: str | Buffer) -> bytes:
+        if opcode & 0xF < Opcode.CLOSE:
+            opcode, payload = self.transform(opcode, payload.encode() if isinstance(payload, str) else payload)
+        return self._encode_frame(opcode, payload)
 
     def encode_part(self, opcode: int, payload: str | Buffer, fin: bool) -> bytes:
         """Return a fragment of a message, the last one or not; all but the first have the opcode 0 (§5.4)."""

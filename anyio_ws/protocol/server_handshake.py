@@ -17,6 +17,7 @@ from typing import Any, Self
 import h11
 
 from .exceptions import InvalidHandshake
+from .extensions import Extension, ServerExtension, accept_extensions, check_extensions
 from .handshake_fields import PRODUCT, accept_key, check_subprotocols, decode, decode_fields, has_token
 from .http import Headers, Request, Response, checked_field
 from .http_head import HeadError, HeadReader, explain, regular_head
@@ -53,26 +54,33 @@ class ServerRules:
         subprotocols: as for `ServerHandshake`.
         origins: as for `ServerHandshake`.
         server_header: as for `ServerHandshake`.
+        extensions: as for `ServerHandshake`.
 
     Attributes:
-        subprotocols, origins: the same.
+        subprotocols, origins, extensions: the same.
         server: the Server header, in a list of at most one.
-        usual_names, usual_values, usual_bytes: a 101 without subprotocol or headers of the application, which differs
-            from the next in its Sec-WebSocket-Accept only: its headers' names, and their values, and the bytes, before
-            and after that one.
+        usual_names, usual_values, usual_bytes: a 101 with no subprotocol, extensions or headers of the application,
+            which differs from the next in its Sec-WebSocket-Accept only: its headers' names, and their values, and the
+            bytes, before and after that one.
 
     Raises:
         ValueError, TypeError: an option has a value that cannot be.
     """
 
-    __slots__ = ("origins", "server", "subprotocols", "usual_bytes", "usual_names", "usual_values")
+    __slots__ = ("extensions", "origins", "server", "subprotocols", "usual_bytes", "usual_names", "usual_values")
 
     def __init__(
-        self, *, subprotocols: Sequence[str] = (), origins: Origins = "same-origin", server_header: str | None = PRODUCT
+        self,
+        *,
+        subprotocols: Sequence[str] = (),
+        origins: Origins = "same-origin",
+        server_header: str | None = PRODUCT,
+        extensions: Sequence[ServerExtension] = (),
     ) -> None:
         check_origins_option(origins)
         self.subprotocols: tuple[str, ...] = check_subprotocols(subprotocols)
         self.origins: Origins = origins
+        self.extensions: tuple[ServerExtension, ...] = check_extensions(extensions)
         self.server: list[tuple[str, str]] = (
             [] if server_header is None else [checked_field("Server", server_header, "server_header")]
         )
@@ -98,12 +106,14 @@ class ServerHandshake:
             sequence: it must be one of the strings, or match one of the patterns in full. None: any. A request without
             an Origin does not come from a browser and passes.
         server_header: the Server header of all answers, or None.
+        extensions: those spoken here. Which are used, and in which order, is the client's preference.
         secure: whether the connection uses TLS: a Host without a port then means 443. Otherwise it means the default
             port of the Origin's scheme, for there may be a proxy in front that speaks TLS.
         remote_address: for `Request.remote_address`.
 
     Attributes:
         subprotocol: the one chosen, once `accept` was called.
+        extensions: those agreed, in the order in which they apply to a message that is sent, once `accept` was called.
         trailing_data: what came after the request of a WebSocket: the beginning of its frames.
 
     Raises:
@@ -114,8 +124,8 @@ class ServerHandshake:
 
     __slots__ = (
         *("_rules", "_secure", "_remote_address"),
-        *("_reader", "_received", "_method", "_request", "_key", "_body", "_body_length", "_is_complete"),
-        *("subprotocol", "trailing_data"),
+        *("_reader", "_received", "_method", "_request", "_key", "_offers", "_body", "_body_length", "_is_complete"),
+        *("subprotocol", "extensions", "trailing_data"),
     )
 
     def __init__(
@@ -124,10 +134,13 @@ class ServerHandshake:
         subprotocols: Sequence[str] = (),
         origins: Origins = "same-origin",
         server_header: str | None = PRODUCT,
+        extensions: Sequence[ServerExtension] = (),
         secure: bool = False,
         remote_address: tuple[Any, ...] | str | None = None,
     ) -> None:
-        rules = ServerRules(subprotocols=subprotocols, origins=origins, server_header=server_header)
+        rules = ServerRules(
+            subprotocols=subprotocols, origins=origins, server_header=server_header, extensions=extensions
+        )
         self._begin(rules, secure, remote_address)
 
     @classmethod
@@ -150,9 +163,11 @@ class ServerHandshake:
         self._method = ""
         self._request: Request | None = None
         self._key = ""
+        self._offers = ""
         self._is_complete = False
         # The outcome.
         self.subprotocol: str | None = None
+        self.extensions: tuple[Extension, ...] = ()
         self.trailing_data: bytes = b""
 
     def feed(self, data: bytes | bytearray | memoryview) -> Request | None:
@@ -200,7 +215,7 @@ class ServerHandshake:
         return request
 
     def accept(self, response: Response | None = None) -> tuple[Response, bytes]:
-        """Choose the subprotocol and answer with 101.
+        """Choose the subprotocol and the extensions, and answer with 101.
 
         Args:
             response: ``Response(101, headers)`` adds headers. Sec-WebSocket-Protocol among them is the choice of the
@@ -226,14 +241,19 @@ class ServerHandshake:
         if self.subprotocol is None and rules.subprotocols:
             offered = request.subprotocols
             self.subprotocol = next((name for name in rules.subprotocols if name in offered), None)
+        accepted = ""
+        if self._offers:
+            accepted, self.extensions = accept_extensions(rules.extensions, self._offers)
         accept = accept_key(self._key)
-        if response is None and self.subprotocol is None:
+        if response is None and self.subprotocol is None and not accepted:
             before, after = rules.usual_values
             headers = Headers.trusted(rules.usual_names, (*before, accept, *after))
             return Response.trusted(101, "Switching Protocols", headers), accept.encode().join(rules.usual_bytes)
         fields = [("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", accept)]
         if self.subprotocol is not None:
             fields.append(("Sec-WebSocket-Protocol", self.subprotocol))
+        if accepted:
+            fields.append(("Sec-WebSocket-Extensions", accepted))
         if response is None or "Server" not in response.headers:
             fields += rules.server
         if response is not None:
@@ -292,6 +312,11 @@ class ServerHandshake:
         if is_websocket:
             self._key = check_upgrade(request, fields, event.http_version, authority)
             check_origin(fields, authority, self._rules.origins, secure=self._secure)
+            if self._rules.extensions:
+                offers = fields.get("sec-websocket-extensions", "")
+                # §11.3.2: it "MAY appear multiple times in an HTTP request (which is logically the same as a single
+                # [...] header field that contains all values".
+                self._offers = offers if isinstance(offers, str) else ",".join(offers)
         else:
             self._body_length = check_body(headers, event.http_version)
             self._body = bytearray()

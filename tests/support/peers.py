@@ -82,8 +82,12 @@ def switching(request: bytes, *fields: str, accept: str | None = None) -> bytes:
 
 
 @asynccontextmanager
-async def attack(role: str, **options: Any) -> AsyncGenerator[tuple[RawPeer, WebSocket]]:
-    """An attacker of this role, and the WebSocket of a real Server or of a real connect(), which have shaken hands."""
+async def attack(role: str, *, extension: str = "", **options: Any) -> AsyncGenerator[tuple[RawPeer, WebSocket]]:
+    """An attacker of this role, and the WebSocket of a real Server or of a real connect(), which have shaken hands.
+
+    The attacker offers the extension, or answers with it.
+    """
+    fields = [f"Sec-WebSocket-Extensions: {extension}"] if extension else []
     if role == "client":
         victims: list[WebSocket] = []
         arrived = anyio.Event()
@@ -94,7 +98,7 @@ async def attack(role: str, **options: Any) -> AsyncGenerator[tuple[RawPeer, Web
             await anyio.sleep_forever()
 
         async with MemoryServer(handler, **options) as server, dial(server) as peer:
-            await peer.send(UPGRADE)
+            await peer.send(UPGRADE[:-2] + "".join(f"{field}\r\n" for field in fields).encode() + b"\r\n")
             await arrived.wait()
             assert (await head(peer)).startswith(b"HTTP/1.1 101 ")
             yield peer, victims[0]
@@ -102,7 +106,7 @@ async def attack(role: str, **options: Any) -> AsyncGenerator[tuple[RawPeer, Web
         async with evil_server() as (peer, dialled), anyio.create_task_group() as group:
 
             async def answer() -> None:
-                await peer.send(switching(await head(peer)))
+                await peer.send(switching(await head(peer), *fields))
 
             group.start_soon(answer)
             async with dialled(**options) as ws:
