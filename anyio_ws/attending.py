@@ -30,6 +30,9 @@ from .transports.base import Transport
 from .upgrade import Address, Rules, upgrade
 from .websocket import WebSocket
 
+BATCH = 200
+"""Connections that are cancelled at once: trio runs all cancelled tasks before it looks at a socket or a deadline."""
+
 Handler = Callable[[WebSocket], Awaitable[object]]
 
 
@@ -207,13 +210,18 @@ class Attendants:
             await sleep_forever()
         finally:
             self._leaving = True
-            for attendant in self._all:
-                attendant.scope.cancel()
+            waiting = list(self._all)
             late: BaseException | None = None
             with CancelScope(shield=True):
                 while self._all:
                     try:
-                        await self._none_left.wait()
+                        if waiting:
+                            for attendant in waiting[:BATCH]:
+                                attendant.scope.cancel()
+                            del waiting[:BATCH]
+                            await self.loop.checkpoint()
+                        else:
+                            await self._none_left.wait()
                     except get_cancelled_exc_class() as exc:
                         late = exc  # asyncio's own task.cancel(), which no shield stops; they must not outlive us
             if late is not None:

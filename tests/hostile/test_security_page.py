@@ -1,4 +1,4 @@
-"""docs/explanation/security.md: its tests exist, and those of its rows that no other file holds."""
+"""docs/explanation/security.md and guarantees.md: their tests exist, and those of rows that no other file holds."""
 
 import re
 import time
@@ -10,7 +10,7 @@ from anyio_ws.protocol import InvalidHandshake, ServerHandshake
 from support.peers import UPGRADE
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "explanation" / "security.md").read_text("utf-8")
+PAGES = {name: (ROOT / "docs" / "explanation" / f"{name}.md").read_text("utf-8") for name in ("security", "guarantees")}
 
 # Those that the page must not lose.
 ADVISORIES = (
@@ -20,22 +20,24 @@ ADVISORIES = (
 )
 
 
-def test_every_test_that_the_page_names_exists() -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_every_test_that_the_page_names_exists(page: str) -> None:
     written = "\n".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     exist = set(re.findall(r"^(?:async )?def (test_\w+)\(", written, re.MULTILINE))
-    named = set(re.findall(r"`(test_\w+)`", PAGE))
+    named = set(re.findall(r"`(test_\w+)`", PAGES[page]))
     assert named - exist == set()
 
 
-def test_every_row_of_the_page_names_a_test() -> None:
-    rows = [line for line in PAGE.splitlines() if line.startswith("| ") and not line.endswith("| The test |")]
-    assert len(rows) > 40
+@pytest.mark.parametrize(("page", "least"), [("security", 40), ("guarantees", 30)])
+def test_every_row_of_the_page_names_a_test(page: str, least: int) -> None:
+    rows = [line for line in PAGES[page].splitlines() if line.startswith("| ") and not line.endswith("| The test |")]
+    assert len(rows) > least
     assert [row for row in rows if "`test_" not in row.split(" | ")[-1]] == []
 
 
 @pytest.mark.parametrize("advisory", ADVISORIES)
 def test_every_advisory_has_its_row(advisory: str) -> None:
-    assert len(re.findall(rf"^\|.*\b{advisory} .*\| `test_", PAGE, re.MULTILINE)) == 1
+    assert len(re.findall(rf"^\|.*\b{advisory} .*\| `test_", PAGES["security"], re.MULTILINE)) == 1
 
 
 # An expression that backtracks takes seconds over so many blanks; the bound is far from both.
