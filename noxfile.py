@@ -210,6 +210,13 @@ def examples(session: nox.Session, backend: str) -> None:
 
 
 @nox.session(default=False)
+def simulation(session: nox.Session) -> None:
+    """Millions of steps of the simulation, or one seed: `nox -s simulation -- --loop trio --kind tls --seed 7 --trace`."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "simulation", *(session.posargs or ["--seconds", "60"]), env={"PYTHONPATH": "tests"})
+
+
+@nox.session(default=False)
 def soak(session: nox.Session) -> None:
     """10,000 connections on each loop for a minute, or `nox -s soak -- --seconds 600`; `tests` has the short form."""
     session.install("-e", ".[trio,uvloop]")

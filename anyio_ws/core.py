@@ -413,7 +413,7 @@ class Core:
             # One message that somebody waits for, however large, is as good as taken: if not, the next read pauses.
             if self.receiver is None or len(self.inbox) > 1 or self._decoder.pending:
                 self._pause()
-        elif self._decoder.pending and not self.stopped and self._deferred is None:
+        elif self._decoder.pending and self.connection.too_big is None and self._deferred is None:
             self.received(0)
 
     def _pause(self) -> None:

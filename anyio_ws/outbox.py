@@ -132,6 +132,8 @@ class Outbox:
         self._buffers.insert(place, frame)
         self._control_end = end + len(frame)
         self.size += len(frame)
+        if self.size >= self._limit:
+            self.free = False
         self.flush()
 
     @property

@@ -406,3 +406,14 @@ def test_a_control_frame_goes_behind_the_frame_that_has_begun(taken, place):
     assert not outbox.control_waits
     assert transport.taken.index(b"pingpong") == place
     assert len(transport.taken) == 5002 + 2 * JOIN_SIZE + 8
+
+
+def test_a_control_frame_that_fills_the_outbox_lets_nobody_in():
+    outbox, _, _ = make(0, limit=JOIN_SIZE + 12_000)
+    large_frame = bytes(JOIN_SIZE + 11_999)
+    outbox.write(large_frame)
+    assert outbox.free
+    outbox.write_control(b"ping")
+    assert not outbox.free
+    outbox.writable()
+    assert outbox.free
