@@ -5,6 +5,8 @@ import pytest
 from .harness import Way, at_every_point
 from .scenarios import REAL, SCENARIOS, Scenario
 
+pytestmark = pytest.mark.exhaustive
+
 ON_SOCKETS = [Way.BEFORE, Way.WAKING, Way.NATIVE_WAKING]
 """The other ways come to the same there, and each run takes some milliseconds of real time."""
 

@@ -31,7 +31,7 @@ from support.tools import Call
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = Opcode
 
-pytestmark = pytest.mark.virtual_time
+pytestmark = [pytest.mark.virtual_time, pytest.mark.exhaustive]
 
 CLOSE_TIMEOUT = 7.0
 """Seconds; more than what bounds an ending by an error."""
