@@ -18,11 +18,11 @@ from typing import Any
 
 import anyio
 
-from anyio_ws import Server
+from anyio_ws import Deflate, Server
 from anyio_ws.protocol import IMPLEMENTATION
 
 from .roles import echo, run_client
-from .verdicts import EXCLUDED, MAX_SIZE, Verdicts, tally, wrong
+from .verdicts import BASE, DEFLATE, DEFLATE_SINGLE, MAX_SIZE, Part, Verdicts, tally, wrong
 
 LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
     "asyncio": ("asyncio", {}),
@@ -30,6 +30,11 @@ LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
     "trio": ("trio", {}),
 }
 ROLES = ["server", "client"]
+PARTS: dict[str, tuple[Part, dict[str, Any]]] = {
+    "base": (BASE, {}),
+    "deflate": (DEFLATE, {"compression": Deflate()}),
+    "deflate-single": (DEFLATE_SINGLE, {"compression": Deflate(client_no_context_takeover=True)}),
+}
 
 
 def main() -> None:
@@ -37,6 +42,7 @@ def main() -> None:
     parser.add_argument("--wstest", default=os.environ.get("WSTEST") or shutil.which("wstest"))
     parser.add_argument("--roles", nargs="+", choices=ROLES, default=ROLES)
     parser.add_argument("--loops", nargs="+", choices=LOOPS, default=list(LOOPS))
+    parser.add_argument("--part", choices=PARTS, default="base")
     options = parser.parse_args()
     if options.wstest is None:
         parser.error("no wstest: name it with --wstest PATH, in the environment's WSTEST, or have it on PATH")
@@ -44,50 +50,55 @@ def main() -> None:
     for role in options.roles:
         for loop in options.loops:
             start = time.monotonic()
-            verdicts = run(options.wstest, role, loop)
+            verdicts = run(options.wstest, role, loop, *PARTS[options.part])
             duration = time.monotonic() - start
             print(f"{role} on {loop}, codec in {IMPLEMENTATION}: {tally(verdicts)} ({duration:.0f} s)", flush=True)
-            for fault in wrong(verdicts):
+            for fault in wrong(verdicts, PARTS[options.part][0]):
                 failed = True
                 print(f"    {fault}", flush=True)
     sys.exit(failed)
 
 
-def run(wstest: str, role: str, loop: str) -> Verdicts:
-    backend, options = LOOPS[loop]
+def run(wstest: str, role: str, loop: str, part: Part, options: dict[str, Any]) -> Verdicts:
+    backend, backend_options = LOOPS[loop]
     with tempfile.TemporaryDirectory() as directory:
         play = {"server": play_server, "client": play_client}[role]
-        anyio.run(play, wstest, Path(directory), backend=backend, backend_options=options)
+        anyio.run(play, wstest, Path(directory), part, options, backend=backend, backend_options=backend_options)
         (results,) = json.loads((Path(directory) / "index.json").read_text()).values()
     return {case: (result["behavior"], result["behaviorClose"]) for case, result in results.items()}
 
 
-def command(wstest: str, mode: str, directory: Path, **spec: object) -> list[str]:
+def command(wstest: str, mode: str, directory: Path, part: Part, **spec: object) -> list[str]:
     path = directory / "spec.json"
-    spec |= {"outdir": str(directory), "cases": ["*"], "exclude-cases": EXCLUDED, "exclude-agent-cases": {}}
+    spec |= {
+        "outdir": str(directory),
+        "cases": part.selected,
+        "exclude-cases": part.excluded,
+        "exclude-agent-cases": {},
+    }
     path.write_text(json.dumps(spec))
     return [wstest, "-m", mode, "-s", str(path)]
 
 
-async def play_server(wstest: str, directory: Path) -> None:
-    async with Server(echo, "127.0.0.1", 0, max_size=MAX_SIZE) as server:
+async def play_server(wstest: str, directory: Path, part: Part, options: dict[str, Any]) -> None:
+    async with Server(echo, "127.0.0.1", 0, max_size=MAX_SIZE, **options) as server:
         servers = [{"agent": "anyio_ws", "url": server.url}]
-        await anyio.run_process(command(wstest, "fuzzingclient", directory, servers=servers), cwd=directory)
+        await anyio.run_process(command(wstest, "fuzzingclient", directory, part, servers=servers), cwd=directory)
 
 
-async def play_client(wstest: str, directory: Path) -> None:
+async def play_client(wstest: str, directory: Path, part: Part, options: dict[str, Any]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     url = f"ws://127.0.0.1:{port}"
     server = await anyio.open_process(
-        command(wstest, "fuzzingserver", directory, url=url, webport=0),
+        command(wstest, "fuzzingserver", directory, part, url=url, webport=0),
         cwd=directory,
         stdout=subprocess.DEVNULL,
     )
     async with server:
         try:
             await until_it_listens(port)
-            await run_client(url)
+            await run_client(url, **options)
         finally:
             server.terminate()
 

@@ -2,7 +2,7 @@
 
 The peer is its asyncio flavour with a loop of its own in a thread, so that the same peer meets all three event loops.
 (Not its threaded flavour: two threads that use one SSLSocket fail now and then before Python 3.14.) It offers
-permessage-deflate, as it does by default.
+permessage-deflate, as it does by default; ours takes it up in the last class.
 """
 
 import asyncio
@@ -17,9 +17,10 @@ from anyio.from_thread import start_blocking_portal
 from websockets.asyncio import client as peer_client
 from websockets.asyncio import server as peer_server
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
+from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory, ServerPerMessageDeflateFactory
 
 import anyio_ws
-from anyio_ws import CloseInfo, Request, Response, Server, WebSocket, connect
+from anyio_ws import CloseInfo, Deflate, Request, Response, Server, WebSocket, connect
 
 from .conftest import Wire
 
@@ -425,3 +426,83 @@ class TestOurClient:
         with serve_as_peer(peer_echo, tls) as url, pytest.raises(anyio_ws.ConnectFailed, match=r"other\.example"):
             async with connect(url, ssl=tls.client_ssl, server_hostname="other.example"):
                 pass
+
+
+BITS = [(None, None), (9, 12), (12, 15), (15, 9)]
+TEXT = "".join(f'{{"id": {i}, "name": "name {i % 97}"}}, ' for i in range(3000))
+# Small and large, each twice: the second refers to the first, where the context is taken over.
+COMPRESSIBLE = [TEXT[:200], TEXT[:200].encode(), TEXT[:100_000], TEXT[:200], TEXT[:100_000].encode()]
+
+
+async def exchange(send: Callable[[Any], Awaitable[object]], receive: Callable[[], Awaitable[Any]]) -> list[Any]:
+    received = []
+    for message in COMPRESSIBLE:
+        await send(message)
+        received.append(await receive())
+    return received
+
+
+def agreements(server_single: bool, client_single: bool) -> Iterator[dict[str, Any]]:
+    for server_bits, client_bits in BITS:
+        yield {
+            "server_no_context_takeover": server_single,
+            "client_no_context_takeover": client_single,
+            "server_max_window_bits": server_bits,
+            "client_max_window_bits": client_bits,
+        }
+
+
+def check_agreement(header: str, options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        if value is True:
+            assert name in header
+        elif value:
+            assert f"{name}={value}" in header
+
+
+def check_counters(ws: WebSocket) -> None:
+    size = sum(map(len, COMPRESSIBLE))
+    assert ws.stats.bytes_sent < size / 2
+    assert ws.stats.bytes_received < size / 2
+
+
+@pytest.mark.parametrize("wish", ["of-both", "ours", "theirs"])
+@pytest.mark.parametrize("server_single", [False, True], ids=["server-takes-over", "server-single"])
+@pytest.mark.parametrize("client_single", [False, True], ids=["client-takes-over", "client-single"])
+class TestCompression:
+    async def test_of_our_server(
+        self, wires: dict[str, Wire], wish: str, server_single: bool, client_single: bool
+    ) -> None:
+        async def handler(ws: WebSocket) -> None:
+            await echo(ws)
+            check_counters(ws)
+            checked.append(ws)
+
+        async def talk() -> tuple[str, list[str | bytes]]:
+            theirs = {} if wish == "ours" else options
+            offer = {**theirs, "client_max_window_bits": theirs.get("client_max_window_bits") or True}
+            extension = ClientPerMessageDeflateFactory(**offer)
+            async with dial(server, wires["tcp"], compression=None, extensions=[extension]) as ws:
+                assert ws.response is not None
+                return ws.response.headers["Sec-WebSocket-Extensions"], await exchange(ws.send, ws.recv)
+
+        checked: list[WebSocket] = []
+        for options in agreements(server_single, client_single):
+            ours = Deflate(**({} if wish == "theirs" else options))
+            async with serve(handler, wires["tcp"], compression=ours) as server:
+                header, received = await beside(talk)
+            assert received == COMPRESSIBLE
+            check_agreement(header, options)
+        assert len(checked) == len(BITS)
+
+    async def test_of_our_client(
+        self, wires: dict[str, Wire], wish: str, server_single: bool, client_single: bool
+    ) -> None:
+        for options in agreements(server_single, client_single):
+            ours = Deflate(**({} if wish == "theirs" else options))
+            extension = ServerPerMessageDeflateFactory(**({} if wish == "ours" else options))
+            with serve_as_peer(peer_echo, wires["tcp"], compression=None, extensions=[extension]) as url:
+                async with connect(url, compression=ours) as ws:
+                    assert await exchange(ws.send, ws.receive) == COMPRESSIBLE
+                    check_counters(ws)
+                check_agreement(ws.response.headers["Sec-WebSocket-Extensions"], options)

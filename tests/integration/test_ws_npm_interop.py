@@ -2,7 +2,7 @@
 
 ANYIO_WS_NODE_MODULES names a node_modules folder that holds `ws`: `npm install --prefix DIR ws` makes DIR/node_modules,
 and `nox` does so by itself. Without it, or without node, these tests are skipped. The peer's side is ws_peer.cjs. It
-offers permessage-deflate, as it does by default.
+offers permessage-deflate, as it does by default; ours takes it up in the last class.
 """
 
 import json
@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import anyio
 import pytest
 
 import anyio_ws
-from anyio_ws import CloseInfo, Request, Response, Server, WebSocket, connect
+from anyio_ws import CloseInfo, Deflate, Request, Response, Server, WebSocket, connect
 
 from .conftest import CertificateFiles, Wire
 
@@ -247,3 +248,44 @@ class TestOurClient:
             async with connect(f"{peer.url}/refuse", ssl=wire.client_ssl):
                 pass
         assert (caught.value.response.status_code, caught.value.response.body) == (401, b"who are you?\n")
+
+
+OURS = {"default": Deflate(), "small": Deflate.small(), "best": Deflate.best()}
+# As a server, ws answers 400 to an offer of fewer window bits than its own option says: the presets have 11 or more.
+THEIRS: list[Any] = [
+    True,
+    {"threshold": 0},
+    {"serverNoContextTakeover": True},
+    {"clientNoContextTakeover": True},
+    {"serverNoContextTakeover": True, "clientNoContextTakeover": True, "threshold": 0},
+    {"serverMaxWindowBits": 9, "clientMaxWindowBits": 9, "threshold": 0},
+    {"serverMaxWindowBits": 10, "clientMaxWindowBits": 10, "threshold": 0},
+]
+TEXT = "".join(f'{{"id": {i}, "name": "name {i % 97}"}}, ' for i in range(3000))
+
+
+@pytest.mark.parametrize("ours", OURS.values(), ids=list(OURS))
+class TestCompression:
+    async def test_of_our_server(self, in_thread: InThread, ours: Deflate) -> None:
+        environment = {**ENVIRONMENT, "DEFLATE": json.dumps(THEIRS)}
+        options: dict[str, Any] = {"compression": ours, "subprotocols": SUBPROTOCOLS, "max_size": 2**23}
+        async with Server(echo, "127.0.0.1", 0, **options) as server:
+            command = [*PEER, "client", "compression", server.url]
+            done = await in_thread(subprocess.run, command, env=environment, capture_output=True, text=True, timeout=15)
+        assert done.stderr == ""
+        reports = json.loads(done.stdout)
+        assert len(reports) == len(THEIRS)
+        assert all("permessage-deflate" in extensions and is_same for extensions, is_same in reports)
+
+    async def test_of_our_client(
+        self, wires: dict[str, Wire], certificate_files: CertificateFiles, ours: Deflate
+    ) -> None:
+        with peer_server(wires["tcp"], certificate_files) as peer:
+            for theirs in THEIRS:
+                async with connect(f"{peer.url}/echo?{quote(json.dumps(theirs))}", compression=ours) as ws:
+                    for message in (TEXT[:2000], TEXT[:200].encode(), TEXT[:100_000], TEXT[:2000], "", b""):
+                        await ws.send(message)
+                        assert await ws.receive() == message
+                    assert "permessage-deflate" in ws.response.headers["Sec-WebSocket-Extensions"]
+                    assert ws.stats.bytes_received < 50_000
+                    assert ws.stats.bytes_sent < 50_000

@@ -1,8 +1,10 @@
 // The peer of test_ws_npm_interop.py, on the npm package `ws`.
 //
-//   node ws_peer.cjs server [CERTIFICATE KEY]     prints its port; the path of a connection chooses what it does;
+//   node ws_peer.cjs server [CERTIFICATE KEY]     prints its port; the path of a connection chooses what it does,
+//                                                 and its query, in JSON, how it compresses;
 //                                                 prints a line of JSON for every close it sees; ends with stdin
-//   node ws_peer.cjs client SCENARIO URL [CA]     prints one line of JSON
+//   node ws_peer.cjs client SCENARIO URL [CA]     prints one line of JSON; DEFLATE in the environment, in
+//                                                 JSON, is a list of ways to compress, each for a connection
 'use strict'
 const { once } = require('events')
 const { readFileSync } = require('fs')
@@ -37,23 +39,28 @@ function serve (certificate, key) {
   const server = certificate
     ? https.createServer({ cert: readFileSync(certificate), key: readFileSync(key) })
     : http.createServer()
-  const sockets = new WebSocketServer({
-    noServer: true,
-    perMessageDeflate: true,
-    handleProtocols: (offered) => offered.has('v1') ? 'v1' : false
-  })
-  sockets.on('headers', (headers, request) => {
-    if (request.headers['x-question']) headers.push(`X-Answer: ${request.headers['x-question']}`)
-  })
-  sockets.on('connection', (ws, request) => {
-    ws.on('error', () => {})
-    ws.on('close', (code, reason) => report({ code, reason: `${reason}` }))
-    behaviours[request.url.split('?')[0]](ws, request)
-  })
+  const socketsWith = (perMessageDeflate) => {
+    const sockets = new WebSocketServer({
+      noServer: true,
+      perMessageDeflate,
+      handleProtocols: (offered) => offered.has('v1') ? 'v1' : false
+    })
+    sockets.on('headers', (headers, request) => {
+      if (request.headers['x-question']) headers.push(`X-Answer: ${request.headers['x-question']}`)
+    })
+    sockets.on('connection', (ws, request) => {
+      ws.on('error', () => {})
+      ws.on('close', (code, reason) => report({ code, reason: `${reason}` }))
+      behaviours[request.url.split('?')[0]](ws, request)
+    })
+    return sockets
+  }
   server.on('upgrade', (request, socket, head) => {
     if (request.url === '/refuse') {
       socket.end('HTTP/1.1 401 Unauthorized\r\nContent-Length: 13\r\nConnection: close\r\n\r\nwho are you?\n')
     } else {
+      const options = request.url.split('?')[1]
+      const sockets = socketsWith(options ? JSON.parse(decodeURIComponent(options)) : true)
       sockets.handleUpgrade(request, socket, head, (ws) => sockets.emit('connection', ws, request))
     }
   })
@@ -73,6 +80,10 @@ const scenarios = {
     }
     ws.close()
     return same
+  },
+  async compression (ws) {
+    const same = await scenarios.echo(ws)
+    return [ws.extensions, same.every(Boolean)]
   },
   async fragments (ws) {
     await once(ws, 'open')
@@ -132,12 +143,17 @@ const scenarios = {
   }
 }
 
+function open (url, options) {
+  return new WebSocket(url, ['v3', 'v1'], { ...options, headers: { 'X-Question': 'six times seven' } })
+}
+
 async function connect (scenario, url, ca) {
-  const ws = new WebSocket(url, ['v3', 'v1'], {
-    ca: ca && readFileSync(ca),
-    headers: { 'X-Question': 'six times seven' }
-  })
-  report(await scenarios[scenario](ws))
+  const reports = []
+  for (const perMessageDeflate of JSON.parse(process.env.DEFLATE || '[true]')) {
+    const ws = open(url, { ca: ca && readFileSync(ca), perMessageDeflate })
+    reports.push(await scenarios[scenario](ws))
+  }
+  report(process.env.DEFLATE ? reports : reports[0])
 }
 
 const [mode, ...rest] = process.argv.slice(2)
