@@ -11,7 +11,7 @@ from tests.protocol.codecs import load
 
 from .inputs import SIZE, mutate_lines
 
-COUNTS = {"connection": 1_500, "decoder": 250, "handshake_client": 1_000, "handshake_server": 1_500}
+COUNTS = {"connection": 1_500, "decoder": 250, "deflate": 500, "handshake_client": 1_000, "handshake_server": 1_500}
 
 
 def changed(target: ModuleType, count: int) -> Iterator[bytes]:
@@ -26,7 +26,7 @@ def changed(target: ModuleType, count: int) -> Iterator[bytes]:
         yield bytes(data)
 
 
-@pytest.mark.parametrize("name", ["connection", "decoder", "handshake_client", "handshake_server"])
+@pytest.mark.parametrize("name", ["connection", "decoder", "deflate", "handshake_client", "handshake_server"])
 def test_the_target_holds_for_its_seeds_and_for_random_changes_of_them(name: str) -> None:
     load("_codec" if name == "decoder" else "_pycodec")
     target = importlib.import_module(f"tests.fuzz.{name}")
