@@ -208,6 +208,19 @@ async def test_keepalive(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(r"\d\.\d ms\n", capsys.readouterr().out)
 
 
+@pytest.mark.real_time
+async def test_compression(capsys: pytest.CaptureFixture[str]) -> None:
+    guide = page("compression")
+    async with Server(guide.handler, "localhost", 0, compression="deflate") as server:
+        await guide.client(server.url)
+    assert capsys.readouterr().out == "hello " * 100 + "\n"
+    async with connected_pair(compression="deflate") as (client, server):
+        await guide.send_picture(client, b"x" * 1000)
+        await guide.send_token(client, "secret " * 100)
+        assert [await server.receive(), await server.receive()] == [b"x" * 1000, "secret " * 100]
+        assert server.stats.bytes_received > 1700
+
+
 async def test_handler_arguments() -> None:
     guide = page("handler-arguments")
     async with MemoryServer(partial(guide.handler, guide.Database())) as server, server.connect() as ws:
