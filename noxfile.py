@@ -211,7 +211,7 @@ def examples(session: nox.Session, backend: str) -> None:
 
 @nox.session(default=False)
 def simulation(session: nox.Session) -> None:
-    """Millions of steps of the simulation, or one seed: `nox -s simulation -- --loop trio --kind tls --seed 7 --trace`."""
+    """Millions of steps, or one seed: `nox -s simulation -- --loop trio --kind tls --seed 7 --trace`."""
     session.install("-e", ".[test]")
     session.run("python", "-m", "simulation", *(session.posargs or ["--seconds", "60"]), env={"PYTHONPATH": "tests"})
 

@@ -12,8 +12,8 @@ It is *closing* from our Close until the peer's. It has *ended* once `close_info
 read, but what arrived before may still be received. It is *gone* when the transport is closed. In between, both ends
 hang up in the order of RFC 6455 §7.1.1: the server closes first, so that it holds the TIME_WAIT, and not the client.
 
-What the peer makes us remember is bounded: the inbox (`receive_buffer_size`, then reading pauses), one message being
-assembled (`max_size`), one chunk not yet decoded, and the latest Ping.
+What the peer makes us remember is bounded: the inbox (`receive_buffer_size`, then reading pauses, or `overflow` says
+what is dropped), one message being assembled (`max_size`), one chunk not yet decoded, and the latest Ping.
 """
 
 import logging
@@ -32,6 +32,7 @@ from .logs import NO_ID, client_logger, describe, describe_close, server_logger
 from .loops import Loop, Timer, Waiter
 from .options import Options
 from .outbox import Outbox
+from .overflow import Backlog
 from .protocol import Close, Connection, Opcode, ProtocolError
 from .protocol.connection import Deferred
 from .protocol.extensions import Extension
@@ -78,6 +79,7 @@ class Core:
     """
 
     __slots__ = (
+        "_backlog",
         "_began",
         "_deadline",
         "_decoder",
@@ -85,6 +87,7 @@ class Core:
         "_delivering",
         "_discarded",
         "_eof",
+        "_filing",
         "_hanging_up",
         "_id",
         "_idle",
@@ -99,6 +102,7 @@ class Core:
         "closers",
         "closing",
         "connection",
+        "counts",
         "debug",
         "deferred_messages",
         "encode",
@@ -156,9 +160,15 @@ class Core:
 
         # Receiving
         self.inbox: list[str | bytes] = []  # the latest first; a deque, even if empty, takes 700 bytes
-        self._limit: int = options.receive_buffer_size
+        # With a backlog there is room for one message, so that it hears of each.
+        self._backlog: Backlog | None = (
+            None if options.overflow == "backpressure" else Backlog(options.overflow, options.receive_buffer_size)
+        )
+        self._filing = False  # the backlog is hearing of messages
+        self._limit: int = options.receive_buffer_size if self._backlog is None else 1
         self.room: int = self._limit  # of the inbox; what was taken since is counted when the rest is used up
         self.paused: bool = False  # the inbox is full
+        self.counts: bool = self._backlog is not None  # who takes a message tells make_room()
         self.receiver: object | None = None  # the task that waits for a message
         self.waits: int = 0  # how often a task began to
         self.stopped: bool = False  # the inbox gets nothing more
@@ -227,9 +237,13 @@ class Core:
         return self._decoder.messages + self.deferred_messages - self._ignored
 
     @property
+    def messages_dropped(self) -> int:
+        return 0 if self._backlog is None else self._backlog.dropped
+
+    @property
     def receiving_done(self) -> tuple[int, int]:
         """Changes whenever a task receives: waits begun, and messages taken from the inbox."""
-        return self.waits, self.messages_received - len(self.inbox) - self._discarded
+        return self.waits, self.messages_received - self.messages_dropped - len(self.inbox) - self._discarded
 
     @property
     def local_address(self) -> tuple[str, int] | str | None:
@@ -247,6 +261,7 @@ class Core:
         return Stats(
             messages_received=self.messages_received,
             messages_sent=self.messages_sent,
+            messages_dropped=self.messages_dropped,
             frames_received=self._decoder.messages + self.deferred_messages + connection.fragments_received + received,
             frames_sent=self.messages_sent + self.fragments_sent + sent,
             bytes_received=self._decoder.fed,
@@ -299,7 +314,7 @@ class Core:
             self.connection.news = False
             self._news()
         if room <= 0:
-            self._used_up()
+            self._used_up(len(messages))
         if self.receiver is not None and (inbox or self.stopped):
             self.waiter.wake()
 
@@ -368,6 +383,7 @@ class Core:
             return  # the connection is closing
         self._deferred = None
         self.paused = False
+        self.counts = self._backlog is not None
         if isinstance(outcome, ProtocolError):
             self.connection.error = outcome
             self._peer_erred(outcome)
@@ -377,7 +393,7 @@ class Core:
             if self.debug:
                 self._log_received([outcome])
             self.inbox.insert(0, outcome)
-            self._used_up()
+            self._used_up(1)
         if self.receiver is not None and (self.inbox or self.stopped):
             self.waiter.wake()
         self._read_on()
@@ -406,8 +422,12 @@ class Core:
             self.connection.too_big = None
             self.stopped = False
 
-    def _used_up(self) -> None:
+    def _used_up(self, new: int) -> None:
         """There is no room left, unless messages were taken since it was counted."""
+        if self._backlog is not None:
+            if not self._filing:
+                self._file(self._backlog, new)
+            return
         self.room = self._limit - sum(map(len, self.inbox)) - MESSAGE_OVERHEAD * len(self.inbox)
         if self.room <= 0:
             # One message that somebody waits for, however large, is as good as taken: if not, the next read pauses.
@@ -416,18 +436,46 @@ class Core:
         elif self._decoder.pending and self.connection.too_big is None and self._deferred is None:
             self.received(0)
 
+    def _file(self, backlog: Backlog, new: int) -> None:
+        """Messages came that the backlog has not heard of: it drops what is too much, and decoding goes on."""
+        inbox = self.inbox
+        self._filing = True
+        while True:
+            dropped = backlog.arrived(inbox, new, self.receiver is not None)
+            if dropped and self.debug:
+                self._log("messages dropped: %d (overflow=%r)", dropped, self.options.overflow)
+            if dropped and backlog.closes:
+                size = self.options.receive_buffer_size
+                cause = BufferError(f'unread messages exceed receive_buffer_size={size:,} (overflow="close")')
+                self.refuse(1008, cause, keep_inbox=True)
+            closed = dropped and backlog.closes
+            if closed or self.connection.too_big is not None or self._deferred is not None or not self._decoder.pending:
+                break
+            before = len(inbox)
+            self.room = backlog.round
+            self.received(0)
+            new = len(inbox) - before
+        self._filing = False
+        if not self.closing:
+            self.room = self._limit
+
     def _pause(self) -> None:
         if not self.paused:
-            self.paused = True
+            self.paused = self.counts = True
             self.transport.pause()
 
     def make_room(self, size: int) -> None:
         """A message was taken from a full inbox: go on when half of it is free, first with what is here undecoded."""
+        if self._backlog is not None:
+            self._backlog.taken(self.inbox, size)
+        if not self.paused:
+            return
         self.room = self.room + size + MESSAGE_OVERHEAD if self.inbox else self._limit
         blocked = self.connection.error or self.connection.too_big or self._deferred
         if 2 * self.room < self._limit or blocked is not None:
             return
         self.paused = False
+        self.counts = self._backlog is not None
         self.last_message = self._time()  # while we did not read, the peer could not send
         self._delivering = not self.closing
         self.received(0)

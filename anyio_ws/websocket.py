@@ -14,8 +14,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Generic, NoReturn, TypeVar
 
 from anyio import BusyResourceError, Event
-from anyio.abc import ObjectStream
+from anyio.abc import ByteStream, ObjectStream
 
+from .byte_stream import MessageByteStream
 from .core import FRAME_PARTS, Core, check_close
 from .exceptions import CloseInfo, ConnectionClosedError, ConnectionClosedOK
 from .loops import uninterruptible
@@ -132,7 +133,7 @@ class WebSocket(ObjectStream[str | bytes]):
             finally:
                 core.receiver = None
         message = inbox.pop()
-        if core.paused:
+        if core.counts:
             core.make_room(len(message))
         return message
 
@@ -169,7 +170,7 @@ class WebSocket(ObjectStream[str | bytes]):
         """
         messages = [await self.receive(), *reversed(self._inbox)]
         self._inbox.clear()
-        if self._core.paused:
+        if self._core.counts:
             self._core.make_room(0)
         return messages
 
@@ -256,6 +257,31 @@ class WebSocket(ObjectStream[str | bytes]):
     def iter_json(self) -> Messages[Any]:
         """Iterate with `receive_json` until the connection ends in good order."""
         return Messages(self._receive_json)
+
+    # As bytes
+
+    def as_byte_stream(self) -> ByteStream:
+        """Return an anyio ByteStream over binary messages, for TLS, a line protocol, or whatever else speaks bytes.
+
+        The boundaries of messages mean nothing: what is sent may arrive in other pieces. One task at a time sends, one
+        receives, and nobody else uses the connection meanwhile. Closing the stream closes the connection with 1000. A
+        text message is an error, 1003.
+
+        Its `receive` raises anyio.EndOfStream when the connection has ended in good order, else
+        anyio.BrokenResourceError, and no byte is lost to a cancellation. Its `send` sends one message, or one for each
+        MiB of more than that, which is the `max_size` that peers accept by default; if it is cancelled, the first so
+        many MiB were sent. Its `send_eof` raises NotImplementedError: a WebSocket cannot close one direction only.
+        """
+        return MessageByteStream(self, self._receive_binary, self._checkpoint)
+
+    async def _receive_binary(self) -> bytes:
+        message = await self._receive(ConnectionClosedOK)
+        if isinstance(message, bytes):
+            return message
+        size = len(message)
+        raise self._refuse(
+            ProtocolError(f"a text message of {size:,} characters came, expected binary (as_byte_stream)", 1003)
+        )
 
     # Sending
 

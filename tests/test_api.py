@@ -140,7 +140,7 @@ ORDER = [
     {"protocol", "loops"},
     {"transports"},
     {"exceptions", "options", "stats", "tasks"},
-    {"logs", "outbox", "keepalive"},
+    {"byte_stream", "logs", "outbox", "overflow", "keepalive"},
     {"workers"},
     {"core"},
     {"running"},
