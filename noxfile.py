@@ -15,7 +15,7 @@ PYTHONS = nox.project.python_versions(PYPROJECT)
 # What is type-checked strictly beside the package: what users read and run.
 TYPED_PROGRAMS = ["benchmarks", "examples", "tests/test_programs.py"]
 FUZZ_TARGETS = ["decoder", "connection", "deflate", "handshake_server", "handshake_client"]
-# For sessions that differ in what is around the library; `pure`, and the README's command, run the exhaustive tests too.
+# For sessions that differ in what is around the library. `pure`, and the README's command, run all tests.
 QUICK = ["-m", "not exhaustive"]
 # The tests of the codec in C fail, instead of being skipped, where it was not built.
 NEED_C = {"ANYIO_WS_NEED_C": "1"}

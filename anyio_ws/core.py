@@ -21,7 +21,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Literal, cast
+from typing import Literal, Protocol, cast
 
 from anyio import Event
 from anyio.abc import SocketAttribute
@@ -65,6 +65,28 @@ def check_close(code: int, reason: str) -> None:
         reason.encode()
     except UnicodeEncodeError:
         raise ValueError(f"close reason {reason!r} has surrogates, which cannot be encoded as UTF-8") from None
+
+
+def closing_code(exc: BaseException) -> int:
+    """The close code for a block, or a handler, that an exception ends.
+
+    1011 if something failed, 1001 if we go away: for a cancellation, KeyboardInterrupt or SystemExit.
+    """
+    if isinstance(exc, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", exc)
+        return max(closing_code(inner) for inner in group.exceptions)
+    return 1011 if isinstance(exc, Exception) else 1001
+
+
+class Parts(Protocol):
+    """Takes a message as it arrives."""
+
+    def arrived(self, messages: list[str | bytes]) -> bool:
+        """Something was read: the message has ended with the first of these, or more of it is in the decoder.
+
+        Returns whether reading is to pause.
+        """
+        ...
 
 
 class Core:
@@ -122,12 +144,15 @@ class Core:
         "messages_sent",
         "options",
         "outbox",
+        "parts",
+        "parts_size",
         "paused",
         "pings",
         "pings_sent",
         "pongs_sent",
         "receiver",
         "room",
+        "sender",
         "stopped",
         "transport",
         "waiter",
@@ -176,6 +201,8 @@ class Core:
         self._ignored = 0  # messages that came after it
         self._deferred: Deferred | None = None  # a message that a worker thread is finishing; reading is paused
         self.deferred_messages: int = 0
+        self.parts: Parts | None = None  # what a message that is streamed goes to, before anything goes to the inbox
+        self.parts_size: int = 0  # of what waits there, counted as in the inbox
         self._delivering = False  # a message has left the inbox and its receiver has not seen it yet
         self.last_received: float = loop.time()
         self.last_message: float = self.last_received
@@ -189,6 +216,7 @@ class Core:
         # Sending
         # Of a str from which on it is encoded first, because it may leave in fragments, or be compressed in a thread.
         self.large_text: int = min(FRAGMENT, self.connection.inline_limit)
+        self.sender: object | None = None  # the task that sends a message in parts
         self.outbox: Outbox = Outbox(transport, loop, options.write_buffer_size)
         self.encode: Callable[[int, str | Buffer], bytes] = self.connection.encode
         self.last_moved: float = self.last_received  # when the transport last took something from the outbox
@@ -300,6 +328,8 @@ class Core:
         inbox = self.inbox
         messages = self._decoder.filled(count, self.room if inbox else self._limit)
         self.room = room = self._decoder.room
+        if self.parts is not None and self.parts.arrived(messages):
+            self._pause()
         if messages:
             # Whoever has closed does not wait for data (RFC 6455 §1.4).
             if self.closing and self.connection.close_sent is not None:
@@ -464,6 +494,10 @@ class Core:
             self.paused = self.counts = True
             self.transport.pause()
 
+    def proceed(self) -> None:
+        """Nothing was taken from the inbox, but what kept us from reading is over."""
+        self.make_room(-MESSAGE_OVERHEAD)
+
     def make_room(self, size: int) -> None:
         """A message was taken from a full inbox: go on when half of it is free, first with what is here undecoded."""
         if self._backlog is not None:
@@ -617,7 +651,7 @@ class Core:
         self.poll()
         if self.closing:
             return
-        if self.paused or self.inbox:  # messages are here; it is we who do not take them
+        if self.paused or self.inbox or self.parts_size:  # messages are here; it is we who do not take them
             due = now + self.options.idle_timeout
         elif late > STALL:  # the event loop was blocked: what came meanwhile is read first
             due = now + STALL
@@ -805,8 +839,12 @@ class Core:
         for message in messages:
             self._log("< %s", describe(Opcode.TEXT if isinstance(message, str) else Opcode.BINARY, message))
 
-    def log_sent(self, opcode: int, payload: str | Buffer) -> None:
-        self._log("> %s", describe(opcode & 0xF, payload))
+    def log_received(self, beginning: str | bytes, size: int) -> None:
+        """A message in parts."""
+        self._log("< %s", describe(Opcode.TEXT if isinstance(beginning, str) else Opcode.BINARY, beginning, size))
+
+    def log_sent(self, opcode: int, payload: str | Buffer, size: int | None = None) -> None:
+        self._log("> %s", describe(opcode & 0xF, payload, size))
 
     def _log(self, message: str, *args: object) -> None:
         self.logger.debug(message, *args, extra={"connection_id": self.id})

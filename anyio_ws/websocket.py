@@ -24,6 +24,7 @@ from .protocol import Opcode, ProtocolError, Request, Response
 from .protocol.connection import COMPRESS, PLAIN
 from .running import run
 from .stats import Stats
+from .streams import ReceiveStream, SendStream
 from .transports.base import Buffer
 from .workers import send_later
 
@@ -258,6 +259,24 @@ class WebSocket(ObjectStream[str | bytes]):
         """Iterate with `receive_json` until the connection ends in good order."""
         return Messages(self._receive_json)
 
+    def receive_stream(self, max_size: int | None = None) -> ReceiveStream:
+        """Receive the next message in parts: `async with ws.receive_stream() as stream`, `async for chunk in stream`.
+
+        Memory is bounded by `receive_buffer_size`, however large the message is. Entering waits for it to begin, and
+        until the block is left no other task can receive. One that has arrived already comes in one chunk.
+
+        Args:
+            max_size: bytes that the message may have, None for no limit; a larger one closes the connection with 1009.
+                The option `max_size` does not apply.
+
+        Raises:
+            ConnectionClosedOK, ConnectionClosedError, anyio.BusyResourceError: on entering, as `receive`.
+
+        Cancellation: see `ReceiveStream`.
+        RFC 6455 §5.4.
+        """
+        return ReceiveStream(self._core, self._checkpoint, self._busy, self._refuse, max_size)
+
     # As bytes
 
     def as_byte_stream(self) -> ByteStream:
@@ -365,6 +384,8 @@ class WebSocket(ObjectStream[str | bytes]):
         """Wait until the caller may commit."""
         if self._core.closing:
             raise self._core.exception()
+        if self._core.sender is self._current_task():
+            raise RuntimeError("this task is inside send_stream(): what it sends now would wait for that for ever")
         self._core.transport.watch()  # also while we wait, pings are to be answered and a reset noticed
         await self._outbox.turn()
         if self._core.closing:
@@ -422,6 +443,22 @@ class WebSocket(ObjectStream[str | bytes]):
         Cancellation: as `send`.
         """
         await self.send(self._core.options.json.dumps(obj), text=True)
+
+    def send_stream(self, *, text: bool = False) -> SendStream:
+        """Send a message in parts: `async with ws.send_stream() as stream: await stream.send(chunk)`.
+
+        Entering waits for its turn, as `send` does. The message ends with the block; all others wait until then.
+
+        Args:
+            text: whether it is a text message; its chunks are str then, otherwise bytes-like.
+
+        Raises:
+            ConnectionClosedOK, ConnectionClosedError: on entering and on leaving, as `send`.
+
+        Cancellation: see `SendStream`.
+        RFC 6455 §5.4.
+        """
+        return SendStream(self._core, self._checkpoint, self._turn, self._settle, text=text)
 
     @uninterruptible
     async def flush(self) -> None:

@@ -143,7 +143,7 @@ ORDER = [
     {"byte_stream", "logs", "outbox", "overflow", "keepalive"},
     {"workers"},
     {"core"},
-    {"running"},
+    {"running", "streams"},
     {"websocket"},
     {"opening"},
     {"upgrade"},

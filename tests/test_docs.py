@@ -8,7 +8,7 @@ import importlib
 import inspect
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -199,6 +199,27 @@ async def test_produce() -> None:
         assert await ws.receive_json() == {"already": "encoded"}
     async with MemoryServer(partial(guide.burst, rows=["a", "b"])) as server, server.connect() as ws:
         assert [message async for message in ws] == ["a", "b"]
+
+
+async def test_large_messages(tmp_path: Path) -> None:
+    guide = page("large-messages")
+    data = bytes(range(256)) * 1000
+    (tmp_path / "from").write_bytes(data)
+
+    async def words() -> AsyncIterator[str]:
+        for word in "five ", "words", "", " são", " 2 😀":
+            yield word
+
+    async with connected_pair() as (client, server), anyio.create_task_group() as tasks:
+        tasks.start_soon(guide.upload, client, tmp_path / "from")
+        await guide.download(server, tmp_path / "to")
+        assert (tmp_path / "to").read_bytes() == data
+        tasks.start_soon(guide.answer, client, words())
+        assert await guide.count(server) == "18 characters"
+        tasks.start_soon(client.send, bytes(10_000))
+        assert await guide.count(server) == "10000 bytes"
+        tasks.start_soon(client.send, data)
+        assert await guide.limited(server) == len(data)
 
 
 @pytest.mark.virtual_time
