@@ -85,7 +85,7 @@ class Options:
         if self.overflow not in policies:
             expected = ", ".join(map(repr, policies[:-1]))
             raise ValueError(f"overflow must be {expected} or {policies[-1]!r}, not {self.overflow!r}")
-        if self.compression not in (None, "deflate") and not isinstance(self.compression, Deflate):
+        if self.compression not in (None, "deflate") and type(self.compression) is not Deflate:
             raise ValueError(f'compression must be "deflate", a Deflate or None, not {self.compression!r}')
         if not (hasattr(self.json, "dumps") and hasattr(self.json, "loads")):
             raise TypeError(f"json must have dumps and loads, as the json module does; {self.json!r} has not")
