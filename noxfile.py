@@ -14,7 +14,9 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 # What is type-checked strictly beside the package: what users read and run.
 TYPED_PROGRAMS = ["benchmarks", "examples", "tests/test_programs.py"]
-FUZZ_TARGETS = ["decoder", "connection", "handshake_server", "handshake_client"]
+FUZZ_TARGETS = ["decoder", "connection", "deflate", "handshake_server", "handshake_client"]
+# For sessions that differ in what is around the library. `pure`, and the README's command, run all tests.
+QUICK = ["-m", "not exhaustive"]
 # The tests of the codec in C fail, instead of being skipped, where it was not built.
 NEED_C = {"ANYIO_WS_NEED_C": "1"}
 
@@ -48,9 +50,9 @@ def run_pytest(session: nox.Session, *args: str, runner: tuple[str, ...] = ("pyt
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Every test but Autobahn's, on every Python."""
+    """The tests on every Python."""
     session.install("-e", ".[test]", *group("loops"))
-    run_pytest(session)
+    run_pytest(session, *QUICK)
 
 
 @nox.session
@@ -146,7 +148,7 @@ def no_trio(session: nox.Session) -> None:
     """The tests where trio is not installed."""
     session.install("-e", ".[test]")
     session.run("pip", "uninstall", "-q", "-y", "trio", "pytest-trio", silent=True)
-    run_pytest(session)
+    run_pytest(session, *QUICK)
 
 
 @nox.session(python=PYTHONS[0])
@@ -154,7 +156,7 @@ def lowest_dependencies(session: nox.Session) -> None:
     """The tests on the lowest Python with the lowest versions that pyproject.toml admits."""
     # pytest 9.2 moved a name that the pytest plugin of that anyio imports.
     session.install("-e", ".[test]", "pytest < 9.2", *lowest())
-    run_pytest(session)
+    run_pytest(session, *QUICK)
 
 
 @nox.session
@@ -162,18 +164,22 @@ def coverage(session: nox.Session) -> None:
     """Branch coverage of the package."""
     session.install("-e", ".[test]")
     session.run("coverage", "erase")
-    run_pytest(session, runner=("coverage", "run", "-m"))
+    run_pytest(session, *QUICK, runner=("coverage", "run", "-m"))
     session.run("coverage", "combine", "-q")
     session.run("coverage", "report")
 
 
 @nox.session
 def autobahn(session: nox.Session) -> None:
-    """Autobahn's test cases, groups 1 to 10, on our server and our client, with either codec."""
-    session.install("-e", ".[test]", *group("conformance"))
+    """Autobahn's test cases on our server and our client, with either codec.
+
+    Those of permessage-deflate on one loop each, with the codec in C: `ANYIO_WS_AUTOBAHN_ALL=1 nox -s autobahn` runs
+    all of them on each. `ANYIO_WS_DEFLATE` names the library.
+    """
+    session.install("-e", ".[test,deflate]", *group("conformance"))
     run_pytest(session, "tests/conformance")
     session.env["ANYIO_WS_PURE"] = "1"
-    run_pytest(session, "tests/conformance")
+    run_pytest(session, "tests/conformance", "-k", "not deflate")
 
 
 @nox.session(default=False)
@@ -211,7 +217,7 @@ def examples(session: nox.Session, backend: str) -> None:
 
 @nox.session(default=False)
 def simulation(session: nox.Session) -> None:
-    """Millions of steps of the simulation, or one seed: `nox -s simulation -- --loop trio --kind tls --seed 7 --trace`."""
+    """Millions of steps, or one seed: `nox -s simulation -- --loop trio --kind tls --seed 7 --trace`."""
     session.install("-e", ".[test]")
     session.run("python", "-m", "simulation", *(session.posargs or ["--seconds", "60"]), env={"PYTHONPATH": "tests"})
 

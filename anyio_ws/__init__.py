@@ -19,6 +19,7 @@ from .options import Options
 from .protocol import Deflate, Headers, Request, Response
 from .server import Server, ServerOptions, accept, serve
 from .stats import ServerStats, Stats
+from .streams import ReceiveStream, SendStream
 from .websocket import WebSocket
 
 __all__ = [
@@ -36,8 +37,10 @@ __all__ = [
     "OpenTimeout",
     "Options",
     "ProtocolError",
+    "ReceiveStream",
     "Request",
     "Response",
+    "SendStream",
     "Server",
     "ServerOptions",
     "ServerStats",

@@ -17,12 +17,11 @@ from typing import Any, cast
 from anyio import CancelScope, current_time, get_cancelled_exc_class, sleep_forever
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from .core import Core
+from .core import Core, closing_code
 from .exceptions import HandshakeError, HandshakeRejected
 from .logs import NO_ID
 from .logs import server_logger as logger
 from .loops import Loop
-from .opening import closing_code
 from .protocol import Response
 from .running import is_own_closing
 from .tasks import Tasks

@@ -14,7 +14,7 @@ from .core import Core
 from .exceptions import ConnectFailed, HandshakeRejected, OpenTimeout
 from .loops import Loop
 from .opening import Block, Opening
-from .options import JSON, Options
+from .options import JSON, Options, OverflowPolicy
 from .protocol import ClientHandshake, Deflate, parse_url
 from .protocol.handshake_fields import PRODUCT
 from .protocol.http import HeadersLike
@@ -58,6 +58,7 @@ class connect(Block):
         idle_timeout: seconds without a message from the peer, after which we close.
         max_size: bytes of the largest message accepted.
         receive_buffer_size: bytes of unread messages at which reading pauses.
+        overflow: what happens instead: "drop_oldest", "drop_newest", "latest" or "close".
         write_buffer_size: bytes not yet sent at which `send` waits.
         compression: permessage-deflate if the peer has it too: "deflate", or a `Deflate` that says how.
         json: what `send_json` and `receive_json` use: anything with `dumps` and `loads`.
@@ -95,6 +96,7 @@ class connect(Block):
         idle_timeout: float | None = None,
         max_size: int | None = 2**20,
         receive_buffer_size: int = 65536,
+        overflow: OverflowPolicy = "backpressure",
         write_buffer_size: int = 65536,
         compression: Literal["deflate"] | Deflate | None = None,
         json: JSON = standard_json,
@@ -108,6 +110,7 @@ class connect(Block):
             idle_timeout=idle_timeout,
             max_size=max_size,
             receive_buffer_size=receive_buffer_size,
+            overflow=overflow,
             write_buffer_size=write_buffer_size,
             compression=compression,
             json=json,

@@ -12,8 +12,8 @@ It is *closing* from our Close until the peer's. It has *ended* once `close_info
 read, but what arrived before may still be received. It is *gone* when the transport is closed. In between, both ends
 hang up in the order of RFC 6455 §7.1.1: the server closes first, so that it holds the TIME_WAIT, and not the client.
 
-What the peer makes us remember is bounded: the inbox (`receive_buffer_size`, then reading pauses), one message being
-assembled (`max_size`), one chunk not yet decoded, and the latest Ping.
+What the peer makes us remember is bounded: the inbox (`receive_buffer_size`, then reading pauses, or `overflow` says
+what is dropped), one message being assembled (`max_size`), one chunk not yet decoded, and the latest Ping.
 """
 
 import logging
@@ -21,7 +21,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Literal, cast
+from typing import Literal, Protocol, cast
 
 from anyio import Event
 from anyio.abc import SocketAttribute
@@ -32,6 +32,7 @@ from .logs import NO_ID, client_logger, describe, describe_close, server_logger
 from .loops import Loop, Timer, Waiter
 from .options import Options
 from .outbox import Outbox
+from .overflow import Backlog
 from .protocol import Close, Connection, Opcode, ProtocolError
 from .protocol.connection import Deferred
 from .protocol.extensions import Extension
@@ -66,6 +67,28 @@ def check_close(code: int, reason: str) -> None:
         raise ValueError(f"close reason {reason!r} has surrogates, which cannot be encoded as UTF-8") from None
 
 
+def closing_code(exc: BaseException) -> int:
+    """The close code for a block, or a handler, that an exception ends.
+
+    1011 if something failed, 1001 if we go away: for a cancellation, KeyboardInterrupt or SystemExit.
+    """
+    if isinstance(exc, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", exc)
+        return max(closing_code(inner) for inner in group.exceptions)
+    return 1011 if isinstance(exc, Exception) else 1001
+
+
+class Parts(Protocol):
+    """Takes a message as it arrives."""
+
+    def arrived(self, messages: list[str | bytes]) -> bool:
+        """Something was read: the message has ended with the first of these, or more of it is in the decoder.
+
+        Returns whether reading is to pause.
+        """
+        ...
+
+
 class Core:
     """A connection's state.
 
@@ -78,6 +101,7 @@ class Core:
     """
 
     __slots__ = (
+        "_backlog",
         "_began",
         "_deadline",
         "_decoder",
@@ -85,6 +109,7 @@ class Core:
         "_delivering",
         "_discarded",
         "_eof",
+        "_filing",
         "_hanging_up",
         "_id",
         "_idle",
@@ -99,6 +124,7 @@ class Core:
         "closers",
         "closing",
         "connection",
+        "counts",
         "debug",
         "deferred_messages",
         "encode",
@@ -118,12 +144,15 @@ class Core:
         "messages_sent",
         "options",
         "outbox",
+        "parts",
+        "parts_size",
         "paused",
         "pings",
         "pings_sent",
         "pongs_sent",
         "receiver",
         "room",
+        "sender",
         "stopped",
         "transport",
         "waiter",
@@ -156,9 +185,15 @@ class Core:
 
         # Receiving
         self.inbox: list[str | bytes] = []  # the latest first; a deque, even if empty, takes 700 bytes
-        self._limit: int = options.receive_buffer_size
+        # With a backlog there is room for one message, so that it hears of each.
+        self._backlog: Backlog | None = (
+            None if options.overflow == "backpressure" else Backlog(options.overflow, options.receive_buffer_size)
+        )
+        self._filing = False  # the backlog is hearing of messages
+        self._limit: int = options.receive_buffer_size if self._backlog is None else 1
         self.room: int = self._limit  # of the inbox; what was taken since is counted when the rest is used up
         self.paused: bool = False  # the inbox is full
+        self.counts: bool = self._backlog is not None  # who takes a message tells make_room()
         self.receiver: object | None = None  # the task that waits for a message
         self.waits: int = 0  # how often a task began to
         self.stopped: bool = False  # the inbox gets nothing more
@@ -166,6 +201,8 @@ class Core:
         self._ignored = 0  # messages that came after it
         self._deferred: Deferred | None = None  # a message that a worker thread is finishing; reading is paused
         self.deferred_messages: int = 0
+        self.parts: Parts | None = None  # what a message that is streamed goes to, before anything goes to the inbox
+        self.parts_size: int = 0  # of what waits there, counted as in the inbox
         self._delivering = False  # a message has left the inbox and its receiver has not seen it yet
         self.last_received: float = loop.time()
         self.last_message: float = self.last_received
@@ -179,6 +216,7 @@ class Core:
         # Sending
         # Of a str from which on it is encoded first, because it may leave in fragments, or be compressed in a thread.
         self.large_text: int = min(FRAGMENT, self.connection.inline_limit)
+        self.sender: object | None = None  # the task that sends a message in parts
         self.outbox: Outbox = Outbox(transport, loop, options.write_buffer_size)
         self.encode: Callable[[int, str | Buffer], bytes] = self.connection.encode
         self.last_moved: float = self.last_received  # when the transport last took something from the outbox
@@ -227,9 +265,13 @@ class Core:
         return self._decoder.messages + self.deferred_messages - self._ignored
 
     @property
+    def messages_dropped(self) -> int:
+        return 0 if self._backlog is None else self._backlog.dropped
+
+    @property
     def receiving_done(self) -> tuple[int, int]:
         """Changes whenever a task receives: waits begun, and messages taken from the inbox."""
-        return self.waits, self.messages_received - len(self.inbox) - self._discarded
+        return self.waits, self.messages_received - self.messages_dropped - len(self.inbox) - self._discarded
 
     @property
     def local_address(self) -> tuple[str, int] | str | None:
@@ -247,6 +289,7 @@ class Core:
         return Stats(
             messages_received=self.messages_received,
             messages_sent=self.messages_sent,
+            messages_dropped=self.messages_dropped,
             frames_received=self._decoder.messages + self.deferred_messages + connection.fragments_received + received,
             frames_sent=self.messages_sent + self.fragments_sent + sent,
             bytes_received=self._decoder.fed,
@@ -285,6 +328,8 @@ class Core:
         inbox = self.inbox
         messages = self._decoder.filled(count, self.room if inbox else self._limit)
         self.room = room = self._decoder.room
+        if self.parts is not None and self.parts.arrived(messages):
+            self._pause()
         if messages:
             # Whoever has closed does not wait for data (RFC 6455 §1.4).
             if self.closing and self.connection.close_sent is not None:
@@ -299,7 +344,7 @@ class Core:
             self.connection.news = False
             self._news()
         if room <= 0:
-            self._used_up()
+            self._used_up(len(messages))
         if self.receiver is not None and (inbox or self.stopped):
             self.waiter.wake()
 
@@ -368,6 +413,7 @@ class Core:
             return  # the connection is closing
         self._deferred = None
         self.paused = False
+        self.counts = self._backlog is not None
         if isinstance(outcome, ProtocolError):
             self.connection.error = outcome
             self._peer_erred(outcome)
@@ -377,7 +423,7 @@ class Core:
             if self.debug:
                 self._log_received([outcome])
             self.inbox.insert(0, outcome)
-            self._used_up()
+            self._used_up(1)
         if self.receiver is not None and (self.inbox or self.stopped):
             self.waiter.wake()
         self._read_on()
@@ -406,8 +452,12 @@ class Core:
             self.connection.too_big = None
             self.stopped = False
 
-    def _used_up(self) -> None:
+    def _used_up(self, new: int) -> None:
         """There is no room left, unless messages were taken since it was counted."""
+        if self._backlog is not None:
+            if not self._filing:
+                self._file(self._backlog, new)
+            return
         self.room = self._limit - sum(map(len, self.inbox)) - MESSAGE_OVERHEAD * len(self.inbox)
         if self.room <= 0:
             # One message that somebody waits for, however large, is as good as taken: if not, the next read pauses.
@@ -416,18 +466,50 @@ class Core:
         elif self._decoder.pending and self.connection.too_big is None and self._deferred is None:
             self.received(0)
 
+    def _file(self, backlog: Backlog, new: int) -> None:
+        """Messages came that the backlog has not heard of: it drops what is too much, and decoding goes on."""
+        inbox = self.inbox
+        self._filing = True
+        while True:
+            dropped = backlog.arrived(inbox, new, self.receiver is not None)
+            if dropped and self.debug:
+                self._log("messages dropped: %d (overflow=%r)", dropped, self.options.overflow)
+            if dropped and backlog.closes:
+                size = self.options.receive_buffer_size
+                cause = BufferError(f'unread messages exceed receive_buffer_size={size:,} (overflow="close")')
+                self.refuse(1008, cause, keep_inbox=True)
+            closed = dropped and backlog.closes
+            if closed or self.connection.too_big is not None or self._deferred is not None or not self._decoder.pending:
+                break
+            before = len(inbox)
+            self.room = backlog.round
+            self.received(0)
+            new = len(inbox) - before
+        self._filing = False
+        if not self.closing:
+            self.room = self._limit
+
     def _pause(self) -> None:
         if not self.paused:
-            self.paused = True
+            self.paused = self.counts = True
             self.transport.pause()
+
+    def proceed(self) -> None:
+        """Nothing was taken from the inbox, but what kept us from reading is over."""
+        self.make_room(-MESSAGE_OVERHEAD)
 
     def make_room(self, size: int) -> None:
         """A message was taken from a full inbox: go on when half of it is free, first with what is here undecoded."""
+        if self._backlog is not None:
+            self._backlog.taken(self.inbox, size)
+        if not self.paused:
+            return
         self.room = self.room + size + MESSAGE_OVERHEAD if self.inbox else self._limit
         blocked = self.connection.error or self.connection.too_big or self._deferred
         if 2 * self.room < self._limit or blocked is not None:
             return
         self.paused = False
+        self.counts = self._backlog is not None
         self.last_message = self._time()  # while we did not read, the peer could not send
         self._delivering = not self.closing
         self.received(0)
@@ -569,7 +651,7 @@ class Core:
         self.poll()
         if self.closing:
             return
-        if self.paused or self.inbox:  # messages are here; it is we who do not take them
+        if self.paused or self.inbox or self.parts_size:  # messages are here; it is we who do not take them
             due = now + self.options.idle_timeout
         elif late > STALL:  # the event loop was blocked: what came meanwhile is read first
             due = now + STALL
@@ -757,8 +839,12 @@ class Core:
         for message in messages:
             self._log("< %s", describe(Opcode.TEXT if isinstance(message, str) else Opcode.BINARY, message))
 
-    def log_sent(self, opcode: int, payload: str | Buffer) -> None:
-        self._log("> %s", describe(opcode & 0xF, payload))
+    def log_received(self, beginning: str | bytes, size: int) -> None:
+        """A message in parts."""
+        self._log("< %s", describe(Opcode.TEXT if isinstance(beginning, str) else Opcode.BINARY, beginning, size))
+
+    def log_sent(self, opcode: int, payload: str | Buffer, size: int | None = None) -> None:
+        self._log("> %s", describe(opcode & 0xF, payload, size))
 
     def _log(self, message: str, *args: object) -> None:
         self.logger.debug(message, *args, extra={"connection_id": self.id})

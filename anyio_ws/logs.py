@@ -24,17 +24,17 @@ BEGINNING = 64
 """Characters of a text, and 16 bytes of anything else, that are shown."""
 
 
-def describe(opcode: int, payload: str | Buffer) -> str:
-    """Describe a message or a control frame."""
+def describe(opcode: int, payload: str | Buffer, size: int | None = None) -> str:
+    """Describe a message or a control frame; with a size, a message of so many bytes that begins with the payload."""
     name = Opcode(opcode).name
     if isinstance(payload, str):
         text = repr(payload[:BEGINNING]) + (" …" if len(payload) > BEGINNING else "")
-        return f"{name} {len(payload.encode('utf-8', 'replace'))} B {text}"
+        return f"{name} {len(payload.encode('utf-8', 'replace')) if size is None else size} B {text}"
     if opcode == Opcode.TEXT:
-        return describe(opcode, str(payload, "utf-8"))
+        return describe(opcode, str(payload, "utf-8", "ignore"), size)
     shown = memoryview(payload)[: BEGINNING // 4]
     text = shown.hex(" ") + (" …" if len(payload) > len(shown) else "")
-    return f"{name} {len(payload)} B {text}".rstrip()
+    return f"{name} {len(payload) if size is None else size} B {text}".rstrip()
 
 
 def describe_close(close: Close) -> str:

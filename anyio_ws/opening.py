@@ -3,11 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 from anyio import CancelScope, current_time
 
-from .core import Core
+from .core import Core, closing_code
 from .loops import Loop, open_loop
 from .options import Options
 from .tasks import Tasks
@@ -205,14 +205,3 @@ class Block(ABC):
             self._websocket.abort()
         self._loop.close()
         return await self._tasks.__aexit__(type(exc) if exc else None, exc, exc.__traceback__ if exc else None)
-
-
-def closing_code(exc: BaseException) -> int:
-    """The close code for a block, or a handler, that an exception ends.
-
-    1011 if something failed, 1001 if we go away: for a cancellation, KeyboardInterrupt or SystemExit.
-    """
-    if isinstance(exc, BaseExceptionGroup):
-        group = cast("BaseExceptionGroup[BaseException]", exc)
-        return max(closing_code(inner) for inner in group.exceptions)
-    return 1011 if isinstance(exc, Exception) else 1001

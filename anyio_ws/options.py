@@ -3,7 +3,7 @@
 import json as standard_json
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict, get_args
 
 from .protocol import Deflate
 
@@ -16,6 +16,9 @@ class JSON(Protocol):
     def loads(self, data: Any, /) -> Any: ...
 
 
+OverflowPolicy = Literal["backpressure", "drop_oldest", "drop_newest", "latest", "close"]
+
+
 class SharedOptions(TypedDict, total=False):
     """The same options, for `**options: Unpack[SharedOptions]`."""
 
@@ -26,6 +29,7 @@ class SharedOptions(TypedDict, total=False):
     idle_timeout: float | None
     max_size: int | None
     receive_buffer_size: int
+    overflow: OverflowPolicy
     write_buffer_size: int
     compression: Literal["deflate"] | Deflate | None
     json: Any
@@ -42,7 +46,12 @@ class Options:
         ping_timeout: silence after that Ping was written, after which the connection is given up.
         idle_timeout: time without a message from the peer, after which we close with 1001.
         max_size: the largest message accepted.
-        receive_buffer_size: unread messages, each counted as its length + 64, at which reading pauses.
+        receive_buffer_size: unread messages, each counted as its length + 64, at which reading pauses, or `overflow`
+            begins. One that is larger is kept if it is alone.
+        overflow: what happens then. "backpressure": reading pauses until half of them are taken. With the others it
+            never pauses. "drop_oldest": messages are dropped, the oldest first. "drop_newest": those that do not fit
+            are. "latest": only the newest is kept, whatever `receive_buffer_size` says. "close": the connection is
+            closed with 1008; what had arrived is received first.
         write_buffer_size: bytes not yet sent at which `send` waits.
         compression: permessage-deflate if the peer has it too: "deflate", or a `Deflate` that says how.
         json: what `send_json` and `receive_json` use.
@@ -55,6 +64,7 @@ class Options:
     idle_timeout: float | None = None
     max_size: int | None = 2**20
     receive_buffer_size: int = 65536
+    overflow: OverflowPolicy = "backpressure"
     write_buffer_size: int = 65536
     compression: Literal["deflate"] | Deflate | None = None
     json: JSON = standard_json
@@ -71,7 +81,11 @@ class Options:
                 if not is_size and not (optional and value is None):
                     expected = "a positive number of bytes or None" if optional else "a positive number of bytes"
                     raise ValueError(f"{field.name} must be {expected}, not {value!r}")
-        if self.compression not in (None, "deflate") and not isinstance(self.compression, Deflate):
+        policies = get_args(OverflowPolicy)
+        if self.overflow not in policies:
+            expected = ", ".join(map(repr, policies[:-1]))
+            raise ValueError(f"overflow must be {expected} or {policies[-1]!r}, not {self.overflow!r}")
+        if self.compression not in (None, "deflate") and type(self.compression) is not Deflate:
             raise ValueError(f'compression must be "deflate", a Deflate or None, not {self.compression!r}')
         if not (hasattr(self.json, "dumps") and hasattr(self.json, "loads")):
             raise TypeError(f"json must have dumps and loads, as the json module does; {self.json!r} has not")

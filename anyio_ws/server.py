@@ -26,7 +26,7 @@ from .logs import NO_ID
 from .logs import server_logger as logger
 from .loops import Loop, open_loop
 from .opening import Block
-from .options import JSON, Options, SharedOptions
+from .options import JSON, Options, OverflowPolicy, SharedOptions
 from .protocol import Deflate
 from .protocol.handshake_fields import PRODUCT
 from .protocol.request_checks import Origins
@@ -100,6 +100,7 @@ class accept(Block):
         idle_timeout: float | None = None,
         max_size: int | None = 2**20,
         receive_buffer_size: int = 65536,
+        overflow: OverflowPolicy = "backpressure",
         write_buffer_size: int = 65536,
         compression: Literal["deflate"] | Deflate | None = None,
         json: JSON = standard_json,
@@ -122,6 +123,7 @@ class accept(Block):
                 idle_timeout=idle_timeout,
                 max_size=max_size,
                 receive_buffer_size=receive_buffer_size,
+                overflow=overflow,
                 write_buffer_size=write_buffer_size,
                 compression=compression,
                 json=json,
@@ -167,6 +169,7 @@ class Server:
         idle_timeout: seconds without a message from the peer, after which we close.
         max_size: bytes of the largest message accepted.
         receive_buffer_size: bytes of unread messages at which reading pauses.
+        overflow: what happens instead: "drop_oldest", "drop_newest", "latest" or "close".
         write_buffer_size: bytes not yet sent at which `send` waits.
         compression: permessage-deflate if the peer has it too: "deflate", or a `Deflate` that says how.
         json: what `send_json` and `receive_json` use: anything with `dumps` and `loads`.
@@ -205,6 +208,7 @@ class Server:
         idle_timeout: float | None = None,
         max_size: int | None = 2**20,
         receive_buffer_size: int = 65536,
+        overflow: OverflowPolicy = "backpressure",
         write_buffer_size: int = 65536,
         compression: Literal["deflate"] | Deflate | None = None,
         json: JSON = standard_json,
@@ -232,6 +236,7 @@ class Server:
                 idle_timeout=idle_timeout,
                 max_size=max_size,
                 receive_buffer_size=receive_buffer_size,
+                overflow=overflow,
                 write_buffer_size=write_buffer_size,
                 compression=compression,
                 json=json,

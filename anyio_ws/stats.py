@@ -8,7 +8,9 @@ class Stats:
     """What went over a connection so far.
 
     Attributes:
-        messages_received, messages_sent: whole messages; a sent one was committed, perhaps not yet written.
+        messages_received, messages_sent: whole messages. A received one has arrived, whether anybody took it or not; a
+            sent one was committed, perhaps not yet written.
+        messages_dropped: of those received, the ones that the option `overflow` dropped.
         frames_received, frames_sent: all frames, control frames included.
         bytes_received, bytes_sent: payload and framing, without the opening handshake and TLS.
         pings_received, pings_sent, pongs_received, pongs_sent: of these frames.
@@ -17,6 +19,7 @@ class Stats:
 
     messages_received: int
     messages_sent: int
+    messages_dropped: int
     frames_received: int
     frames_sent: int
     bytes_received: int

@@ -23,10 +23,9 @@ from anyio import CancelScope, EndOfStream, current_time
 
 from .attending import Handler
 from .client import connect
-from .core import Core
+from .core import Core, closing_code
 from .exceptions import ConnectFailed
 from .loops import Loop, Waiter, open_loop
-from .opening import closing_code
 from .options import Options, SharedOptions
 from .protocol import (
     ClientHandshake,

@@ -14,8 +14,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Generic, NoReturn, TypeVar
 
 from anyio import BusyResourceError, Event
-from anyio.abc import ObjectStream
+from anyio.abc import ByteStream, ObjectStream
 
+from .byte_stream import MessageByteStream
 from .core import FRAME_PARTS, Core, check_close
 from .exceptions import CloseInfo, ConnectionClosedError, ConnectionClosedOK
 from .loops import uninterruptible
@@ -23,6 +24,7 @@ from .protocol import Opcode, ProtocolError, Request, Response
 from .protocol.connection import COMPRESS, PLAIN
 from .running import run
 from .stats import Stats
+from .streams import ReceiveStream, SendStream
 from .transports.base import Buffer
 from .workers import send_later
 
@@ -132,7 +134,7 @@ class WebSocket(ObjectStream[str | bytes]):
             finally:
                 core.receiver = None
         message = inbox.pop()
-        if core.paused:
+        if core.counts:
             core.make_room(len(message))
         return message
 
@@ -169,7 +171,7 @@ class WebSocket(ObjectStream[str | bytes]):
         """
         messages = [await self.receive(), *reversed(self._inbox)]
         self._inbox.clear()
-        if self._core.paused:
+        if self._core.counts:
             self._core.make_room(0)
         return messages
 
@@ -257,6 +259,49 @@ class WebSocket(ObjectStream[str | bytes]):
         """Iterate with `receive_json` until the connection ends in good order."""
         return Messages(self._receive_json)
 
+    def receive_stream(self, max_size: int | None = None) -> ReceiveStream:
+        """Receive the next message in parts: `async with ws.receive_stream() as stream`, `async for chunk in stream`.
+
+        Memory is bounded by `receive_buffer_size`, however large the message is. Entering waits for it to begin, and
+        until the block is left no other task can receive. One that has arrived already comes in one chunk.
+
+        Args:
+            max_size: bytes that the message may have, None for no limit; a larger one closes the connection with 1009.
+                The option `max_size` does not apply.
+
+        Raises:
+            ConnectionClosedOK, ConnectionClosedError, anyio.BusyResourceError: on entering, as `receive`.
+
+        Cancellation: see `ReceiveStream`.
+        RFC 6455 §5.4.
+        """
+        return ReceiveStream(self._core, self._checkpoint, self._busy, self._refuse, max_size)
+
+    # As bytes
+
+    def as_byte_stream(self) -> ByteStream:
+        """Return an anyio ByteStream over binary messages, for TLS, a line protocol, or whatever else speaks bytes.
+
+        The boundaries of messages mean nothing: what is sent may arrive in other pieces. One task at a time sends, one
+        receives, and nobody else uses the connection meanwhile. Closing the stream closes the connection with 1000. A
+        text message is an error, 1003.
+
+        Its `receive` raises anyio.EndOfStream when the connection has ended in good order, else
+        anyio.BrokenResourceError, and no byte is lost to a cancellation. Its `send` sends one message, or one for each
+        MiB of more than that, which is the `max_size` that peers accept by default; if it is cancelled, the first so
+        many MiB were sent. Its `send_eof` raises NotImplementedError: a WebSocket cannot close one direction only.
+        """
+        return MessageByteStream(self, self._receive_binary, self._checkpoint)
+
+    async def _receive_binary(self) -> bytes:
+        message = await self._receive(ConnectionClosedOK)
+        if isinstance(message, bytes):
+            return message
+        size = len(message)
+        raise self._refuse(
+            ProtocolError(f"a text message of {size:,} characters came, expected binary (as_byte_stream)", 1003)
+        )
+
     # Sending
 
     @uninterruptible
@@ -339,6 +384,8 @@ class WebSocket(ObjectStream[str | bytes]):
         """Wait until the caller may commit."""
         if self._core.closing:
             raise self._core.exception()
+        if self._core.sender is self._current_task():
+            raise RuntimeError("this task is inside send_stream(): what it sends now would wait for that for ever")
         self._core.transport.watch()  # also while we wait, pings are to be answered and a reset noticed
         await self._outbox.turn()
         if self._core.closing:
@@ -396,6 +443,22 @@ class WebSocket(ObjectStream[str | bytes]):
         Cancellation: as `send`.
         """
         await self.send(self._core.options.json.dumps(obj), text=True)
+
+    def send_stream(self, *, text: bool = False) -> SendStream:
+        """Send a message in parts: `async with ws.send_stream() as stream: await stream.send(chunk)`.
+
+        Entering waits for its turn, as `send` does. The message ends with the block; all others wait until then.
+
+        Args:
+            text: whether it is a text message; its chunks are str then, otherwise bytes-like.
+
+        Raises:
+            ConnectionClosedOK, ConnectionClosedError: on entering and on leaving, as `send`.
+
+        Cancellation: see `SendStream`.
+        RFC 6455 §5.4.
+        """
+        return SendStream(self._core, self._checkpoint, self._turn, self._settle, text=text)
 
     @uninterruptible
     async def flush(self) -> None:

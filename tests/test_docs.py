@@ -8,7 +8,7 @@ import importlib
 import inspect
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -85,7 +85,14 @@ def test_the_reference_has_every_public_name(name: str) -> None:
 def test_the_table_of_options_has_the_real_defaults() -> None:
     text = (ROOT / "docs" / "explanation" / "limits.md").read_text("utf-8")
     table = dict(re.findall(r"^\| `(\w+)` \| ([^|]+?) \|", text, re.MULTILINE))
-    written = {"1 MiB": 2**20, "64 KiB": 2**16, "`None`": None, "`False`": False, '`"same-origin"`': "same-origin"}
+    written = {
+        "1 MiB": 2**20,
+        "64 KiB": 2**16,
+        "`None`": None,
+        "`False`": False,
+        '`"same-origin"`': "same-origin",
+        '`"backpressure"`': "backpressure",
+    }
     for name, parameter in inspect.signature(Server).parameters.items():
         if name in table and name not in ("subprotocols", "server_header"):
             value = written[table[name]] if table[name] in written else int(table[name])
@@ -144,6 +151,46 @@ async def test_consume(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.virtual_time
+async def test_the_slow_consumer_of_the_guide_gets_the_latest(capsys: pytest.CaptureFixture[str]) -> None:
+    guide = page("consume")
+    async with connected_pair(overflow="latest") as (client, server), anyio.create_task_group() as tasks:
+        tasks.start_soon(guide.show, client)
+        for price in range(41):
+            await server.send_json({"symbol": "BTC", "price": price})
+            await anyio.sleep(0.07)  # never when the other wakes up
+        await server.aclose()
+    assert capsys.readouterr().out == "".join(f"BTC {price}\n" for price in (0, 14, 28, 40))
+    async with connected_pair() as (client, server), anyio.create_task_group() as tasks:
+        tasks.start_soon(guide.several, client)
+        await server.send_many(['{"symbol": "BTC", "price": 1}', '{"symbol": "ETH", "price": 2}'])
+        await anyio.sleep(1)
+        assert guide.latest == {"BTC": 1, "ETH": 2}
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.real_time
+async def test_byte_stream() -> None:
+    guide = page("byte-stream")
+
+    async def shout(stream: anyio.abc.ByteStream) -> None:
+        async with stream:
+            await stream.send((await stream.receive()).upper())
+
+    async with (
+        await anyio.create_tcp_listener(local_host="localhost") as service,
+        anyio.create_task_group() as tasks,
+    ):
+        port = service.extra(anyio.abc.SocketAttribute.local_port)
+        tasks.start_soon(service.serve, shout)
+        async with Server(partial(guide.to_service, port=port), "localhost", 0) as server:
+            local = await tasks.start(guide.client_end, server.url)
+            async with await anyio.connect_tcp("localhost", local) as program:
+                await program.send(b"hello")
+                assert b"".join([data async for data in program]) == b"HELLO"
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.virtual_time
 async def test_produce() -> None:
     guide = page("produce")
     async with MemoryServer(guide.producer) as server, server.connect() as ws:
@@ -152,6 +199,27 @@ async def test_produce() -> None:
         assert await ws.receive_json() == {"already": "encoded"}
     async with MemoryServer(partial(guide.burst, rows=["a", "b"])) as server, server.connect() as ws:
         assert [message async for message in ws] == ["a", "b"]
+
+
+async def test_large_messages(tmp_path: Path) -> None:
+    guide = page("large-messages")
+    data = bytes(range(256)) * 1000
+    (tmp_path / "from").write_bytes(data)
+
+    async def words() -> AsyncIterator[str]:
+        for word in "five ", "words", "", " são", " 2 😀":
+            yield word
+
+    async with connected_pair() as (client, server), anyio.create_task_group() as tasks:
+        tasks.start_soon(guide.upload, client, tmp_path / "from")
+        await guide.download(server, tmp_path / "to")
+        assert (tmp_path / "to").read_bytes() == data
+        tasks.start_soon(guide.answer, client, words())
+        assert await guide.count(server) == "18 characters"
+        tasks.start_soon(client.send, bytes(10_000))
+        assert await guide.count(server) == "10000 bytes"
+        tasks.start_soon(client.send, data)
+        assert await guide.limited(server) == len(data)
 
 
 @pytest.mark.virtual_time

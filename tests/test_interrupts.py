@@ -13,6 +13,13 @@ from anyio_ws.testing import RawFrame, raw_peer
 from anyio_ws.transports.base import Buffer
 from anyio_ws.transports.memory import MemoryTransport
 
+
+async def in_parts(ws: WebSocket) -> None:
+    async with ws.send_stream() as stream:
+        await stream.send(b"part")
+        await checkpoint()
+
+
 CALLS: dict[str, tuple[Callable[[WebSocket], Awaitable[object]], list[RawFrame]]] = {
     "send": (lambda ws: ws.send("message"), [RawFrame(Opcode.TEXT, b"message")]),
     "send, large": (lambda ws: ws.send(bytes(20_000)), [RawFrame(Opcode.BINARY, bytes(20_000))]),
@@ -20,6 +27,7 @@ CALLS: dict[str, tuple[Callable[[WebSocket], Awaitable[object]], list[RawFrame]]
         lambda ws: ws.send_many([b"one", b"two"]),
         [RawFrame(Opcode.BINARY, b"one"), RawFrame(Opcode.BINARY, b"two")],
     ),
+    "send_stream": (in_parts, [RawFrame(Opcode.BINARY, b"part", fin=False)]),
     "receive, which answers a Ping": (lambda ws: ws.receive(), [RawFrame(Opcode.PONG, b"ping")]),
     "ping": (lambda ws: ws.ping(b"data"), [RawFrame(Opcode.PING, b"data")]),
 }

@@ -19,6 +19,7 @@ def test_the_defaults():
     assert (options.open_timeout, options.close_timeout) == (10, 10)
     assert (options.ping_interval, options.ping_timeout, options.idle_timeout) == (20, 20, None)
     assert (options.max_size, options.receive_buffer_size, options.write_buffer_size) == (2**20, 65536, 65536)
+    assert options.overflow == "backpressure"
     assert options.compression is None
     assert options.json is json
 

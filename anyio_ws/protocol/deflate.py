@@ -10,7 +10,7 @@ has neither.
 
 import re
 from dataclasses import dataclass, fields
-from typing import ClassVar, Self
+from typing import Self
 
 from .compressing import Compressing, MessageEncoder
 from .deflate_backends import compress_backend, inflate_backend
@@ -237,9 +237,9 @@ class PerMessageDeflate:
     RFC 7692 §7.2.
     """
 
-    name: ClassVar[str] = _NAME
+    name: str = _NAME
     # RFC 7692 §6: "the 'Per-Message Compressed' bit, which is the RSV1 bit".
-    rsv: ClassVar[int] = 0x40
+    rsv: int = 0x40
 
     __slots__ = ("_compressing", "_inflating", "can_compress", "inline_limit", "threshold")
 

@@ -22,7 +22,7 @@ from anyio_ws.transports.stream import StreamTransport
 from support.peers import UPGRADE, head, until
 from support.tools import Call, settle
 
-from .harness import Trial
+from .harness import Outcome, Trial
 from .links import (
     OPTIONS,
     contexts,
@@ -401,6 +401,102 @@ async def receive_while_the_peer_closes(trial: Trial) -> None:
         nobody_waits(ws)
         assert ws.close_info is not None
         assert (ws.close_info.code, ws.close_info.initiator, ws.close_info.clean) == (1000, "peer", True)
+
+
+# In parts
+
+
+async def some_chunks(ws: WebSocket, size: int = 0) -> None:
+    async with ws.send_stream() as stream:
+        for number in range(3):
+            await checkpoint()
+            await stream.send(b"%d" % number + bytes(size))
+
+
+async def whole_or_closed(trial: Trial, peer: RawPeer, ws: WebSocket, outcome: Outcome, chunks: list[bytes]) -> None:
+    """The message went out whole, or not at all, or the connection says 1001 behind its beginning."""
+    if ws._core.closing:
+        assert outcome.cancelled
+        frames: list[Frame] = []
+        await read_all(peer, frames)
+        assert Close.parse(bytes(frames.pop().data)).code == 1001
+        assert frames
+        assert not any(frame.fin for frame in frames)
+        assert [bytes(frame.data) for frame in frames] == chunks[: len(frames)]
+        assert (await ws.wait_closed()).code == 1001
+        nobody_waits(ws)
+    else:
+        sent = messages(await usable(peer, ws))
+        assert sent == [b"".join(chunks)] * (ws.stats.messages_sent - 1)
+        assert not outcome.finished or sent
+
+
+@over(*LINKS)
+async def send_in_parts(trial: Trial) -> None:
+    async with linked(trial.kind) as (peer, ws):
+        outcome = await trial.call(some_chunks, ws)
+        await whole_or_closed(trial, peer, ws, outcome, [b"0", b"1", b"2"])
+
+
+@over(*LINKS)
+async def send_in_parts_more_than_there_is_room_for(trial: Trial) -> None:
+    async with linked(trial.kind) as (peer, ws):
+        peer.pause()
+        outcome = await trial.call(some_chunks, ws, 150_000, meanwhile=partial(resume, peer))
+        peer.resume()
+        await whole_or_closed(trial, peer, ws, outcome, [b"%d" % number + bytes(150_000) for number in range(3)])
+
+
+@over(*LINKS)
+async def send_in_parts_behind_others(trial: Trial) -> None:
+    async with linked(trial.kind) as (peer, ws), anyio.create_task_group() as group:
+        earlier, sent = await stalled(peer, ws, group)
+        outcome = await trial.call(ws.send_stream().__aenter__, meanwhile=partial(resume, peer))
+        await earlier.wait()
+        if outcome.finished:
+            await outcome.result.__aexit__(None, None, None)
+        assert messages(await usable(peer, ws)) == ([*sent, b""] if outcome.finished else sent)
+
+
+@over(*LINKS)
+async def receive_in_parts(trial: Trial) -> None:
+    async with linked(trial.kind) as (peer, ws):
+        got: list[Any] = []
+        caught: list[bool] = []
+
+        async def fragments() -> None:
+            for number in range(3):
+                await peer.send_frame(Opcode.CONT if number else Opcode.TEXT, b"%d" % number, fin=number == 2)
+                await settle()
+            await say(peer, b"next")
+
+        async def subject() -> None:
+            async with ws.receive_stream() as stream:
+                caught.append(True)
+                async for chunk in stream:
+                    got.append(chunk)
+
+        outcome = await trial.call(subject, meanwhile=fragments)
+        assert "012".startswith("".join(got))
+        assert not outcome.finished or "".join(got) == "012"
+        if not caught:
+            assert await ws.receive() == "012"
+        assert await ws.receive() == "next"
+        await usable(peer, ws)
+
+
+@over(*LINKS)
+async def no_chunk_is_lost(trial: Trial) -> None:
+    async with linked(trial.kind, max_size=2) as (peer, ws):
+        await peer.send_frame(Opcode.TEXT, b"012345", fin=False)
+        async with ws.receive_stream() as stream:
+            got: list[Any] = [await stream.receive()]
+            rest = partial(peer.send_frame, Opcode.CONT, b"6789")
+            outcome = await trial.call(stream.receive, meanwhile=rest)
+            got.append(outcome.result or "")
+            got += [chunk async for chunk in stream]
+            assert "".join(got) == "0123456789"
+        assert ws._core.parts is None
 
 
 # Pings
