@@ -173,8 +173,8 @@ def coverage(session: nox.Session) -> None:
 def autobahn(session: nox.Session) -> None:
     """Autobahn's test cases on our server and our client, with either codec.
 
-    Those of permessage-deflate on one loop each, with the codec in C: `ANYIO_WS_AUTOBAHN_ALL=1 nox -s autobahn` runs
-    all of them on each. `ANYIO_WS_DEFLATE` names the library.
+    Of permessage-deflate one of each set, with the codec in C: `ANYIO_WS_AUTOBAHN_ALL=1 nox -s autobahn` runs all of
+    them. `ANYIO_WS_DEFLATE` names the library.
     """
     session.install("-e", ".[test,deflate]", *group("conformance"))
     run_pytest(session, "tests/conformance")

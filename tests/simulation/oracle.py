@@ -1,0 +1,538 @@
+"""What must be true of one end of a connection, whatever the network, the peer, the calls and their cancellations do.
+
+`Endpoint.check` holds at any moment, `check_quiet` when nothing can happen without time passing, `check_end` when all
+is over. Truth comes from what was said here (`Message`), and from what was written, by a decoder of its own (`Wire`).
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+
+import anyio_ws.core
+from anyio_ws import CloseInfo, ConnectionClosed, ConnectionClosedError, ConnectionClosedOK, WebSocket
+from anyio_ws.options import Options
+from anyio_ws.transports.socket import SocketTransport
+from anyio_ws.transports.stream import StreamTransport
+from anyio_ws.transports.tls import TLSTransport
+
+from .dice import Dice
+from .link import Pipe, SimTransport
+from .wire import Wire
+
+OVERHEAD = 64
+"""What a message counts in the inbox beyond its length, as documented."""
+
+CONTROL_FRAME = 131
+"""Bytes of the largest control frame."""
+
+UNWATCHED = 1 / 32
+"""Seconds in which an end on trio may not notice what has arrived."""
+
+SENDING = ("send", "send_many", "flush")
+RECEIVING = ("receive", "receive_many", "iterate")
+
+
+@dataclass(eq=False)
+class Message:
+    """A message that somebody wants to send.
+
+    Attributes:
+        called, returned: moments, counted in calls that began or ended.
+        epoch: of its call; when it changes, nothing could happen any more without time passing.
+        batch: the call it belongs to, and its place there.
+        forbidden: why it must not be sent, if so.
+    """
+
+    opcode: int
+    payload: bytes
+    called: int
+    epoch: int
+    batch: tuple[int, int]
+    forbidden: str = ""
+    returned: float = math.inf
+
+
+@dataclass(eq=False)
+class Call:
+    """A call in progress."""
+
+    kind: str
+    began: float
+    epoch: int
+    jumped: float
+    cancel: Callable[[], object] | None = None
+    struck: bool = False
+
+
+@dataclass
+class Clock:
+    """What both ends share.
+
+    Attributes:
+        moment: counts calls that began or ended.
+        epoch: counts the times when nothing could happen.
+        jumped: seconds for which the event loop was blocked; `last_jump` says when it ended, and how many.
+        is_instant: the network is good, and takes no time.
+        stirred: when it was first seen that nothing can happen, after something has.
+        faults: what the network did that no good one does.
+        broken: what was found to be untrue.
+    """
+
+    moment: int = 0
+    epoch: int = 0
+    jumped: float = 0.0
+    last_jump: tuple[float, float] = (-math.inf, 0.0)
+    is_instant: bool = False
+    stirred: float = 0.0
+    faults: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+
+
+class Endpoint:
+    """One end.
+
+    Args:
+        name: "client" or "server".
+        handshake: what it writes begins with the opening handshake.
+    """
+
+    peer: "Endpoint"
+    ws: WebSocket
+    incoming: Pipe
+    outgoing: Pipe
+
+    def __init__(self, name: str, dice: Dice, clock: Clock, options: Options, *, handshake: bool) -> None:
+        self.name = name
+        self.dice = dice
+        self.clock = clock
+        self.options = options
+        self.is_open = False
+        self.calls: list[Call] = []
+        self.close_calls: list[tuple[int, str]] = []
+        self.aborted = False
+        self.received = 0
+        self.wire = Wire(name == "client", self._on_frame, handshake=handshake)
+        # What is to come on the wire, and what came.
+        self.unsent: dict[tuple[int, bytes], Message] = {}
+        self.empty: Counter[int] = Counter()
+        self.returned_unsent: set[Message] = set()
+        self.sent: list[tuple[int, bytes, int, Message | None]] = []
+        self.pings: list[tuple[bytes, int]] = []
+        self.close: tuple[int, str, int] | None = None
+        self._answered = 0  # of the peer's pings
+        self._largest = 0
+        # What was last seen.
+        self.info: CloseInfo | None = None
+        self._inbox = 0
+        self._fed = self._fed_before_end = self._fed_at_end = 0
+        self._heard = self._moved = self._last_message = self._last_taken = self._fed_at = 0.0
+        self._heard_messages = 0
+        self._closing: float | None = None
+        self._last_word: int | None = None
+        self._pongs = self._control_end = 0
+        self._was_paused = False
+        self._committed = 0  # bytes, before the peer's Close was seen
+
+    def begin(self, ws: WebSocket) -> None:
+        self.is_open = True
+        self.ws = ws
+        self.core = ws._core
+        self.transport = ws._core.transport
+        self._heard = self._moved = self._last_message = self._last_taken = self._fed_at = self.dice.now()
+
+    def fail(self, text: str) -> None:
+        text = f"{self.name}: {text}"
+        self.dice.log("BROKEN", text)
+        self.clock.broken.append(text)
+
+    def expect(self, truth: object, text: str) -> None:
+        if not truth:
+            self.fail(text)
+
+    # The wire
+
+    def tap(self, data: bytes) -> None:
+        """This end has written."""
+        self._moved = self.dice.now()
+        try:
+            self.wire.feed(data)
+        except (AssertionError, UnicodeDecodeError) as exc:
+            self.fail(f"torn or invalid on the wire: {exc}")
+
+    def _on_frame(self, opcode: int, payload: bytes, end: int) -> None:
+        self.dice.log(self.name, "frame", opcode, len(payload), payload[:8])
+        if opcode in (9, 10):
+            self.dice.pinged()
+        if opcode in (1, 2):
+            self._on_message(opcode, payload, end)
+        elif opcode == 9:
+            self.pings.append((payload, end))
+        elif opcode == 10:
+            self._on_pong(payload, end)
+        elif self.close is not None:
+            self.fail("a second Close")
+        else:
+            self.close = (int.from_bytes(payload[:2]) if payload else 1005, payload[2:].decode(), end)
+            self.expect(not self.returned_unsent, "a Close before a message whose send had returned")
+
+    def _on_message(self, opcode: int, payload: bytes, end: int) -> None:
+        self.expect(self.close is None, "a message after the Close")
+        message = None
+        if payload:
+            message = self.unsent.pop((opcode, payload), None)
+            if message is None:
+                self.fail(f"a message torn, sent twice or never asked for: {opcode} {len(payload)} {payload[:20]!r}")
+                return
+            self.expect(not message.forbidden, f"sent although {message.forbidden}: {payload[:8]!r}")
+            self.returned_unsent.discard(message)
+        else:
+            self.empty[opcode] -= 1
+            self.expect(self.empty[opcode] >= 0, "an empty message too many")
+        self._largest = max(self._largest, len(payload))
+        self.sent.append((opcode, payload, end, message))
+
+    def _on_pong(self, payload: bytes, position: int) -> None:
+        fed = self.core.connection.decoder.fed
+        if isinstance(self.transport, SimTransport):  # elsewhere, two reads may pass between two checks
+            late = self.core.connection.close_received is not None and position > self._committed
+            self.expect(not late, "a Pong after the peer's Close")
+        for index in range(self._answered, len(self.peer.pings)):
+            data, end = self.peer.pings[index]
+            if data == payload and end <= fed:
+                self._answered = index + 1
+                return
+        self.fail(f"a Pong that answers nothing: {payload!r}")
+
+    # Calls
+
+    def begin_call(self, kind: str) -> Call:
+        self.check()
+        self.clock.moment += 1
+        call = Call(kind, self.dice.now(), self.clock.epoch, self.clock.jumped)
+        self.calls.append(call)
+        return call
+
+    def end_call(self, call: Call) -> None:
+        self.clock.moment += 1
+        self.calls.remove(call)
+        self.check()
+
+    def waiting(self, *kinds: str) -> int:
+        return sum(call.kind in kinds for call in self.calls)
+
+    def check_item(self, item: str | bytes) -> None:
+        """A message was received."""
+        sent = self.peer.sent
+        self.expect(not self.has_closed, "received after aclose() had discarded the inbox")
+        index = self.received
+        self.received += 1
+        opcode, payload = (1, item.encode()) if isinstance(item, str) else (2, item)
+        if index >= len(sent):
+            self.fail(f"received what was never sent: {payload[:20]!r}")
+        elif sent[index][:2] != (opcode, payload):
+            self.fail(
+                f"message {index} is {opcode} {payload[:20]!r}, sent was {sent[index][0]} {sent[index][1][:20]!r}"
+            )
+
+    @property
+    def has_closed(self) -> bool:
+        """The ending began with our aclose()."""
+        info = self.ws.close_info
+        return info is not None and info.initiator == "local" and (info.code, info.reason) in self.close_calls
+
+    def check_raised(self, exc: Exception, kind: str) -> None:
+        """A call has raised."""
+        if not isinstance(exc, ConnectionClosed):
+            if not (isinstance(exc, anyio.BusyResourceError) and kind in RECEIVING and self.waiting(*RECEIVING) > 1):
+                self.fail(f"{kind} raised {exc!r}")
+            return
+        info = self.ws.close_info
+        if info is None:
+            info = exc.close_info
+            self.expect((info.code, info.reason) in self.close_calls, f"{kind} raised {exc!r} while open")
+            good = True
+        else:
+            self.expect(exc.close_info is info, f"{kind} raised {exc.close_info}, the connection ended with {info}")
+            good = self.has_closed or (info.initiator == "peer" and info.code in (1000, 1001, 1005))
+        self.expect(isinstance(exc, ConnectionClosedOK if good else ConnectionClosedError), f"{kind} raised {exc!r}")
+        of_receive = good and kind in RECEIVING
+        self.expect(isinstance(exc, anyio.EndOfStream) == of_receive, f"{kind} raised {type(exc).__name__}")
+        self.expect(exc.__cause__ is info.cause, f"{kind} raised with the cause {exc.__cause__!r}")
+        if kind in RECEIVING:
+            self.check_all_received()
+
+    def check_all_received(self) -> None:
+        """There are no more messages: what arrived has been received, unless we closed."""
+        self.check()
+        info = self.ws.close_info
+        if info is None or (self.close_calls and (info.initiator == "local" or self.core._discarded)):
+            return
+        least = self._arrived(self._fed_before_end)
+        most = self._arrived(self._fed_at_end)
+        text = f"{least} to {most} messages arrived before {info}, {self.received} received"
+        self.expect(least <= self.received <= most, text)
+
+    def _arrived(self, fed: int) -> int:
+        """How many of the peer's messages so many bytes are, up to one that is too large."""
+        count = 0
+        for _, payload, end, _ in self.peer.sent:
+            if end > fed or len(payload) > (self.options.max_size or math.inf):
+                break
+            count += 1
+        return count
+
+    # At any moment
+
+    def check(self) -> None:
+        core = self.core
+        now = self.dice.now()
+        inbox = core.inbox
+        fed = core.connection.decoder.fed
+        before, self._fed = self._fed, fed
+        if fed != before:
+            # Other transports read, or decrypt, also between the moments that we see.
+            seen = isinstance(self.transport, SimTransport)
+            self._heard = self._fed_at = now if seen else core.last_received
+            self.expect(fed <= self.peer.wire.position + len(self.peer.wire._rest), "received more than was sent")
+        if len(inbox) != self._inbox:
+            self._inbox = len(inbox)
+            held = sum(map(len, inbox)) + OVERHEAD * len(inbox)
+            newest = len(inbox[0]) + OVERHEAD if inbox else 0
+            # (After the end, what had been read and not decoded is decoded at once: one read, no more.)
+            bounded = held - newest < self.options.receive_buffer_size or not inbox or core.ended
+            self.expect(bounded, f"{held} bytes in the inbox")
+        messages = core.messages_received
+        if messages != self._heard_messages:
+            self._heard_messages = messages
+            self._last_message = self._fed_at  # when its bytes came, however long it was held back
+            self._last_taken = now
+        elif inbox or core.paused:
+            self._last_taken = now
+        if isinstance(self.transport, TLSTransport):
+            self._heard = max(self._heard, core.last_received)  # a part of a record is a sign of life too
+        if core.paused:
+            self._heard = now
+        size = core.outbox.size
+        if size > self.options.write_buffer_size:
+            bound = self.options.write_buffer_size + self._bound_of_a_message() + CONTROL_FRAME * (core.pings_sent + 2)
+            self.expect(size < bound, f"{size} bytes in the outbox, bound {bound}")
+        if core.closing:
+            self.note_closing()
+        if not getattr(self.transport, "_breaking", False):  # else it is amid a write, and `taken` is to come
+            many = core.pongs_sent > self._pongs and core.outbox.taken < self._control_end
+            self.expect(not many, "a Pong joins one that waits")
+            self._pongs, self._control_end = core.pongs_sent, core.outbox._control_end
+        info = self.ws.close_info
+        if info is not self.info:
+            self.expect(self.info is None, f"close_info changed from {self.info} to {info}")
+            self.info = info
+            self._fed_at_end = fed
+            # A stream's tasks may have read since it ended.
+            self._fed_before_end = before if isinstance(self.transport, StreamTransport) else fed
+            self.dice.log(self.name, "ended", str(info), repr(info and info.cause))
+            self._check_ending(now)
+        if core.connection.close_received is None:
+            self._committed = core.outbox.taken + size
+        self._was_paused = core.paused
+        if self._last_word is not None:
+            self.expect(core.outbox.taken + size == self._last_word, "something was sent after the peer's Close")
+        elif core.connection.close_received is not None and info is not None:
+            self._last_word = core.outbox.taken + size
+
+    def note_closing(self) -> None:
+        """It is closing, or may be about to."""
+        if self._closing is None:
+            self._closing = self.dice.now()
+
+    def _bound_of_a_message(self) -> int:
+        largest = max((len(payload) for _, payload in self.unsent), default=self._largest)
+        return max(self._largest, largest) + 14 * (2 + largest // anyio_ws.core.FRAGMENT)
+
+    def _check_ending(self, now: float) -> None:
+        """It has ended just now: was there a reason?"""
+        info = self.info
+        assert info is not None
+        cause, core, peer, options = info.cause, self.core, self.peer, self.options
+        theirs = peer.close if peer.close and peer.close[2] <= self._fed else None
+        if info.clean:
+            self.expect(theirs is not None, f"{info} is clean, but no Close came")
+            self.expect(cause is None, f"{info} is clean, with the cause {cause!r}")
+        if info.initiator == "peer" and info.code != 1006:
+            self.expect(theirs and theirs[:2] == (info.code, info.reason), f"{info}, but the peer's Close was {theirs}")
+        if info.initiator == "local" and info.code != 1006 and self.close is not None:
+            self.expect(self.close[:2] == (info.code, info.reason[:123]), f"{info}, but our Close was {self.close}")
+        if info.code == 1006:
+            self.expect(not info.clean and self.close is None, f"{info}, although our Close was {self.close}")
+            ours = isinstance(cause, ConnectionAbortedError | TimeoutError)
+            self.expect((info.initiator == "local") == ours, f"{info.initiator} began {info}: {cause!r}")
+        text = str(cause)
+        if cause is None:
+            self.expect(info.clean, f"{info} without a cause")
+        elif "ping_timeout" in text:
+            assert options.ping_timeout is not None
+            self.expect(now - self._fed_at >= options.ping_timeout, f"{info}: heard {now - self._fed_at} s ago")
+            self.expect(not self.core.paused, f"{info}, but it is we who do not read")
+            # A stream cannot look; TLS does not count what is no whole record.
+            looked = isinstance(self.transport, SimTransport | SocketTransport)
+            self.expect(
+                not (looked and self.incoming.unread),
+                f"{info}: {self.incoming.unread} bytes had arrived, and were not read",
+            )
+            assert options.ping_interval is not None
+            ended, seconds = self.clock.last_jump
+            longest = max(options.ping_interval, options.ping_timeout) + max(1, options.ping_timeout / 4)
+            fresh = seconds <= longest or now - ended >= options.ping_timeout
+            self.expect(fresh, f"{info}, {now - ended} s after the event loop was blocked for {seconds} s")
+        elif "close_timeout" in text:
+            assert self._closing is not None
+            assert options.close_timeout is not None
+            self.expect(now - self._closing >= options.close_timeout, f"{info} after {now - self._closing} s")
+        elif "idle_timeout" in text:
+            assert options.idle_timeout is not None
+            self.expect(now - self._last_message >= options.idle_timeout, f"{info}: {now - self._last_message} s")
+        elif "max_size" in text:
+            big = (
+                any(len(payload) > (options.max_size or math.inf) for _, payload, *_ in peer.sent)
+                or not peer.wire.is_whole
+            )
+            self.expect(big, f"{info}, but nothing so large was sent")
+        elif isinstance(cause, ConnectionAbortedError):
+            self.expect(self.aborted or self.close_calls, f"{info}, but nobody aborted")
+        elif isinstance(cause, OSError | EOFError):
+            gone = peer.transport.closed or peer.core._shut
+            self.expect(self.clock.faults or gone, f"{info}: {cause!r}, but the network was good")
+            unread = self.incoming.unread if isinstance(self.transport, SimTransport | SocketTransport) else 0
+            roomy = options.receive_buffer_size >= 65536 and not core.inbox and not self._was_paused
+            self.expect(not (roomy and unread), f"{info}: {unread} bytes had arrived before, and were not read")
+        else:
+            self.fail(f"{info}: {cause!r}")
+
+    # When nothing can happen without time passing
+
+    def check_quiet(self) -> None:
+        self.check()
+        core, ws, outbox, options = self.core, self.ws, self.core.outbox, self.options
+        for call in self.calls:
+            kind = call.kind
+            if kind in RECEIVING:
+                self.expect(
+                    not (core.inbox or core.stopped), f"{kind} waits, but there is something to return or raise"
+                )
+            elif kind in SENDING:
+                self.expect(outbox.size >= options.write_buffer_size, f"{kind} waits, but there is room")
+                self.expect(not core.closing, f"{kind} waits, but the connection is closing")
+            elif kind in ("ping", "wait_closed"):
+                self.expect(ws.close_info is None, f"{kind} waits, but the connection has ended")
+            elif kind == "aclose":
+                self.expect(not self.transport.closed, "aclose waits, but the connection is gone")
+        if self.transport.closed:
+            self.expect(ws.close_info is not None, "gone without a close_info")
+            return
+        self.expect(not outbox.size or outbox.blocked, f"{outbox.size} bytes wait for nothing")
+        self.expect(not outbox.blocked or self.waits_for_room(), f"{outbox.size} bytes wait, and nobody will go on")
+        if self.dice.now() - self.clock.stirred >= (UNWATCHED if isinstance(self.transport, SocketTransport) else 0):
+            self._check_reading()
+        if ws.close_info is not None:
+            return
+        pings = core.connection.pings
+        self.expect(len(pings) <= 1, f"{len(pings)} pings are owed an answer")
+        self.expect(not pings or outbox.control_waits, "a ping is not answered")
+        held = core.connection.error or core.connection.too_big
+        self.expect(core.inbox or not core.paused or held, "reading is paused, but the inbox is empty")
+        if not outbox.size and not self.transport.unsent:
+            self.expect(ws.stats.frames_sent == self.wire.frames, "stats.frames_sent is wrong")
+            self.expect(not self.returned_unsent, "a send has returned, but its message was not written")
+        stats = ws.stats
+        self.expect(stats.bytes_received == core.connection.decoder.fed, "stats.bytes_received is wrong")
+        self.expect(stats.messages_received - len(core.inbox) - core._discarded == self.received, "a message is lost")
+        self._check_silence()
+
+    def _check_reading(self) -> None:
+        """Nothing happens any more, so nothing is left to do."""
+        core, peer = self.core, self.peer
+        if not (core.paused or core._eof):
+            self.expect(not self.incoming.arrived, f"{self.incoming.arrived} bytes are here, and nobody reads them")
+            self.expect(not self.incoming.was_reset, "a reset is here, and nobody has noticed")
+        if self.clock.is_instant:
+            self.expect(not core.closing or peer.core.paused, "it is closing, and nothing more happens")
+            written = peer.wire.position + len(peer.wire._rest)
+            self.expect(
+                core.paused or core.closing or self._fed == written, f"{self._fed} of {written} bytes were read"
+            )
+
+    def waits_for_room(self) -> bool:
+        """The transport will say when it takes more."""
+        if isinstance(self.transport, SocketTransport):
+            sock: Any = self.transport._sock
+            return bool(sock.is_waited_for("write"))
+        return self.outgoing.short or self.outgoing.is_broken or isinstance(self.transport, StreamTransport)
+
+    def check_half_close(self) -> None:
+        """This end half-closes: it must have said all that it had to say, if it could."""
+        if self.outgoing.is_broken:
+            return
+        self.expect(not self.core.outbox.size, f"{self.core.outbox.size} bytes were not written before the end")
+        self.expect(self.close is not None and self.wire.is_whole, "the end without a Close")
+
+    def _check_silence(self) -> None:
+        """Keepalive and idle_timeout should have struck."""
+        options, now, jumped = self.options, self.dice.now(), self.clock.jumped
+        if options.ping_interval is not None and options.ping_timeout is not None:
+            bound = options.ping_interval + 2 * options.ping_timeout + 1 + jumped
+            silence = now - max(self._heard, self._moved)
+            self.expect(silence <= bound, f"the peer was silent for {silence} s, and nothing was done")
+        if options.idle_timeout is not None and self._closing is None:
+            silence = now - self._last_taken
+            self.expect(
+                silence <= options.idle_timeout + 1 + jumped, f"no message for {silence} s, and nothing was done"
+            )
+
+    # At the end
+
+    def check_end(self) -> None:
+        core, info = self.core, self.ws.close_info
+        if info is None or not self.transport.closed:
+            self.fail("did not end")
+            return
+        outbox = core.outbox
+        self.expect(not self.calls, f"still waiting: {[call.kind for call in self.calls]}")
+        self.expect(not (outbox._turns or outbox._drained), "a sender waits for ever")
+        self.expect(core.receiver is None and not core.closers, "a receiver or a closer was left")
+        self.expect(not outbox.size and not outbox._buffers, "something was left in the outbox")
+        self.expect(not [ping for ping in core.pings.values() if ping.done], "a waiting ping was left")
+        live = [timer.callback for timer in core.loop._timers if timer.callback is not None]
+        self.expect(not live, f"timers were left: {live}")
+        self._check_agreement(info)
+        self._check_order()
+
+    def _check_agreement(self, info: CloseInfo) -> None:
+        other = self.peer.ws.close_info
+        if not info.clean or other is None:
+            return
+        self.expect(self.peer.close is not None, f"{info} is clean, but no Close came")
+        if info.initiator == "peer":
+            self.expect(self.peer.has_closed or "local" in other.initiator, f"{info} here, {other} there")
+            self.expect((other.code, other.reason) == (info.code, info.reason), f"{info} here, {other} there")
+        elif other.clean and other.initiator == "peer":
+            self.expect((other.code, other.reason) == (info.code, info.reason), f"{info} here, {other} there")
+
+    def _check_order(self) -> None:
+        """First come, first served."""
+        returned, epoch = math.inf, math.inf
+        places: dict[int, int] = {}
+        for _, payload, _, message in reversed(self.sent):
+            if message is None:
+                continue
+            text = f"{payload[:8]!r} came before a message"
+            self.expect(message.called < returned, f"{text} whose send had returned before")
+            self.expect(message.epoch <= epoch, f"{text} whose send had waited already")
+            batch, place = message.batch
+            self.expect(place < places.get(batch, 1 << 30), f"{text} that stands before it in the same send_many")
+            places[batch] = place
+            returned = min(returned, message.returned)
+            if not place:
+                epoch = min(epoch, message.epoch)
