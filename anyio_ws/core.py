@@ -335,7 +335,8 @@ class Core:
             if self.closing and self.connection.close_sent is not None:
                 self._ignored += len(messages)
             else:
-                self.last_message = self.last_received
+                # What was held back came long ago, but meanwhile we kept the peer from sending more.
+                self.last_message = self.last_received if count else self._time()
                 if self.debug:
                     self._log_received(messages)
                 messages.reverse()

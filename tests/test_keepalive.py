@@ -7,7 +7,7 @@ import pytest
 
 from anyio_ws import CloseInfo, ConnectionClosed, ConnectionClosedError
 from anyio_ws.core import Core
-from anyio_ws.protocol import Opcode
+from anyio_ws.protocol import Opcode, encode_frame
 from anyio_ws.testing import RawFrame, connected_pair, raw_peer
 from support.tools import Call, both_roles, fill, jump, settle
 
@@ -452,6 +452,16 @@ async def test_while_reading_is_paused_the_peer_is_not_idle():
         assert ws.close_info is None
         await anyio.sleep(2)
         assert ws.close_info is not None
+
+
+async def test_what_was_held_back_counts_from_when_it_could_be_taken():
+    async with raw_peer(idle_timeout=50, ping_interval=None, receive_buffer_size=1000) as (peer, ws):
+        await peer.send(encode_frame(BINARY, bytes(900), b"mask") * 3)
+        await anyio.sleep(99)
+        assert len(await ws.receive_many()) == 2
+        assert len(await ws.receive_many()) == 1
+        await anyio.sleep(49)
+        assert ws.close_info is None
 
 
 async def test_after_the_loop_was_blocked_an_idle_peer_gets_as_much_time_again():

@@ -329,6 +329,7 @@ class SimTransport(Transport):
 
     def _read(self) -> None:
         """Read once."""
+        self._dice.happened()  # what calls have done since is to be told from what reading does
         if self._paused or self.closed:
             return
         incoming = self._incoming

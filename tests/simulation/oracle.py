@@ -75,7 +75,7 @@ class Clock:
     Attributes:
         moment: counts calls that began or ended.
         epoch: counts the times when nothing could happen.
-        jumped: seconds for which the event loop was blocked; `last_jump` says when it ended, and how many.
+        jumped: seconds for which the event loop was blocked; `jumps` says how often, `last_jump` when it ended.
         is_instant: the network is good, and takes no time.
         stirred: when it was first seen that nothing can happen, after something has.
         faults: what the network did that no good one does.
@@ -85,6 +85,7 @@ class Clock:
     moment: int = 0
     epoch: int = 0
     jumped: float = 0.0
+    jumps: int = 0
     last_jump: tuple[float, float] = (-math.inf, 0.0)
     is_instant: bool = False
     stirred: float = 0.0
@@ -480,7 +481,8 @@ class Endpoint:
 
     def _check_silence(self) -> None:
         """Keepalive and idle_timeout should have struck."""
-        options, now, jumped = self.options, self.dice.now(), self.clock.jumped
+        options, now = self.options, self.dice.now()
+        jumped = self.clock.jumped + self.clock.jumps  # after each, what came meanwhile may be waited for, for a second
         if options.ping_interval is not None and options.ping_timeout is not None:
             bound = options.ping_interval + 2 * options.ping_timeout + 1 + jumped
             silence = now - max(self._heard, self._moved)

@@ -281,6 +281,7 @@ class World:
             end.check()
         jump(seconds)
         self.clock.jumped += seconds
+        self.clock.jumps += 1
         self.clock.last_jump = (self.dice.now(), seconds)
 
     def _strike_at(self, pipe: str) -> None:
