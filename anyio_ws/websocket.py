@@ -378,7 +378,8 @@ class WebSocket(ObjectStream[str | bytes]):
         await done.wait()
         if core.messages_sent == before:
             raise core.exception()
-        await self._settle()
+        if self._outbox.size >= core.options.write_buffer_size:  # it was sent, also if the connection has ended since
+            await self._settle()
 
     async def _turn(self) -> None:
         """Wait until the caller may commit."""

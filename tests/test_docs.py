@@ -201,6 +201,7 @@ async def test_produce() -> None:
         assert [message async for message in ws] == ["a", "b"]
 
 
+@pytest.mark.real_time  # files are read in threads, for which a virtual clock does not wait
 async def test_large_messages(tmp_path: Path) -> None:
     guide = page("large-messages")
     data = bytes(range(256)) * 1000
