@@ -17,6 +17,8 @@ TYPED_PROGRAMS = ["benchmarks", "examples", "tests/test_programs.py"]
 FUZZ_TARGETS = ["decoder", "connection", "deflate", "handshake_server", "handshake_client"]
 # For sessions that differ in what is around the library. `pure`, and the README's command, run all tests.
 QUICK = ["-m", "not exhaustive"]
+# What the versions of the other packages make no difference to.
+NO_PROTOCOL = ["--ignore=tests/protocol", "--ignore=tests/fuzz"]
 # The tests of the codec in C fail, instead of being skipped, where it was not built.
 NEED_C = {"ANYIO_WS_NEED_C": "1"}
 
@@ -131,14 +133,14 @@ def sanitize(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Fuzz each target for 25 s, or one for longer: `nox -s fuzz -- handshake_server -max_total_time=3600`."""
+    """Fuzz each target for 15 s, or one for longer: `nox -s fuzz -- handshake_server -max_total_time=3600`."""
     session.install("-e", ".[test]", *group("fuzz"))
     corpora = Path(session.cache_dir).resolve() / "fuzz"
     targets = [arg for arg in session.posargs if not arg.startswith("-")]
     options = [arg for arg in session.posargs if arg.startswith("-")]
     for target in targets or FUZZ_TARGETS:
         # What makes a target fail is kept beside its corpus. Of an option that is given twice, the last counts.
-        limits = ["-max_total_time=25", "-max_len=4096", "-timeout=20", f"-artifact_prefix={corpora}/{target}-"]
+        limits = ["-max_total_time=15", "-max_len=4096", "-timeout=20", f"-artifact_prefix={corpora}/{target}-"]
         corpus = str(corpora / target)
         session.run("python", "-m", "tests.fuzz", target, corpus, *limits, *options, env=NEED_C)
 
@@ -148,7 +150,7 @@ def no_trio(session: nox.Session) -> None:
     """The tests where trio is not installed."""
     session.install("-e", ".[test]")
     session.run("pip", "uninstall", "-q", "-y", "trio", "pytest-trio", silent=True)
-    run_pytest(session, *QUICK)
+    run_pytest(session, *QUICK, *NO_PROTOCOL)
 
 
 @nox.session(python=PYTHONS[0])
@@ -156,7 +158,7 @@ def lowest_dependencies(session: nox.Session) -> None:
     """The tests on the lowest Python with the lowest versions that pyproject.toml admits."""
     # pytest 9.2 moved a name that the pytest plugin of that anyio imports.
     session.install("-e", ".[test]", "pytest < 9.2", *lowest())
-    run_pytest(session, *QUICK)
+    run_pytest(session, *QUICK, "--ignore=tests/fuzz")
 
 
 @nox.session

@@ -593,6 +593,7 @@ class Decoder:
 
     @property
     def max_size(self) -> int:
+        """Bytes that the message which has begun, or the next one, may have."""
         return self._max_size
 
     @max_size.setter

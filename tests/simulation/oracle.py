@@ -332,8 +332,8 @@ class Endpoint:
             self.expect(self.info is None, f"close_info changed from {self.info} to {info}")
             self.info = info
             self._fed_at_end = fed
-            # A stream's tasks may have read since it ended.
-            self._fed_before_end = before if isinstance(self.transport, StreamTransport) else fed
+            # What is read after it ended is not received, and elsewhere that may be before we look.
+            self._fed_before_end = fed if isinstance(self.transport, SimTransport) else before
             self.dice.log(self.name, "ended", str(info), repr(info and info.cause))
             self._check_ending(now)
         if core.connection.close_received is None:
