@@ -77,7 +77,7 @@ class Clock:
         epoch: counts the times when nothing could happen.
         jumped: seconds for which the event loop was blocked; `jumps` says how often, `last_jump` when it ended.
         is_instant: the network is good, and takes no time.
-        stirred: when it was first seen that nothing can happen, after something has.
+        stirred: when it was last seen that something has happened.
         faults: what the network did that no good one does.
         broken: what was found to be untrue.
     """

@@ -96,7 +96,7 @@ class World:
         self._ending = False
         self._watching = False
         self._pace = 1
-        self._looked = 0
+        self._looked = -1
 
     def _make_plan(self) -> Plan:
         random = self.dice.random
@@ -301,7 +301,11 @@ class World:
     def _plan_look(self) -> None:
         """Look soon, at a time when nothing else is due: then nothing can happen unless time passes."""
         moment = self.clock.moment + self.dice.steps
-        self._pace = min(2 * self._pace, 4096) if moment == self._looked else self.dice.random.choice((1, 3, 30, 300))
+        if moment == self._looked:
+            self._pace = min(2 * self._pace, 4096)
+        else:
+            self._pace = self.dice.random.choice((1, 3, 30, 300))
+            self.clock.stirred = self.dice.now()
         self._looked = moment
         ticks = math.floor(self.dice.now() / TICK) + self._pace
         when = ticks * TICK + TICK / 1024
@@ -311,8 +315,6 @@ class World:
                 return
             if self.dice.now() == when:
                 self.clock.epoch += 1
-                if self.clock.moment + self.dice.steps != self._looked:
-                    self.clock.stirred = when
                 for end in self.ends:
                     end.check_quiet()
             self._plan_look()
