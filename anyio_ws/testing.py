@@ -14,10 +14,12 @@ Nothing here needs pytest, and trio only where trio runs.
 import asyncio
 import errno
 import selectors
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import Any, Literal, NamedTuple, TypeVar, TypeVarTuple, Unpack
 
 from anyio import CancelScope, EndOfStream, current_time
 
@@ -48,6 +50,9 @@ from .websocket import WebSocket
 
 __all__ = ["MemoryServer", "RawFrame", "RawPeer", "connected_pair", "raw_peer", "virtual_clock"]
 
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
 URL = "ws://test"
 
 
@@ -73,10 +78,14 @@ def virtual_clock(backend: str) -> tuple[str, dict[str, Any]]:
 
 
 class _VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose selector advances the clock when there is nothing to do until a timer."""
+    """An event loop whose selector advances the clock when there is nothing to do until a timer.
+
+    While a thread of its executor is at work, which knows nothing of this clock, time passes at its real pace.
+    """
 
     def __init__(self) -> None:
         self._now = 0.0
+        self.working = 0  # threads
         super().__init__(_VirtualSelector(self))
 
     def time(self) -> float:
@@ -84,6 +93,19 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
 
     def advance(self, seconds: float) -> None:
         self._now += seconds
+
+    def run_in_executor(self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
+        future = super().run_in_executor(executor, func, *args)
+        self.working += 1
+        future.add_done_callback(self._worked)
+        return future
+
+    def _worked(self, _: object) -> None:
+        self.working -= 1
+
+    async def shutdown_default_executor(self, *args: Any, **kwargs: Any) -> None:
+        self.working += 1  # asyncio ends the threads in another one, and allows it 300 s
+        await super().shutdown_default_executor(*args, **kwargs)
 
 
 class _VirtualSelector(selectors.DefaultSelector):
@@ -94,6 +116,11 @@ class _VirtualSelector(selectors.DefaultSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
             return super().select()  # only a thread or a socket can wake this loop
+        if self._loop.working:
+            began = time.monotonic()
+            ready = super().select(timeout)
+            self._loop.advance(time.monotonic() - began)
+            return ready
         ready = super().select(0)
         if not ready:
             self._loop.advance(timeout)

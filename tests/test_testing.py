@@ -1,5 +1,6 @@
 """The tools that users test with: pairs, servers and raw peers in memory, and the virtual clock."""
 
+import asyncio
 import socket
 import time
 
@@ -45,6 +46,29 @@ async def test_what_is_ready_comes_before_the_clock_jumps():
 @pytest.mark.virtual_time
 async def test_threads_work_under_the_virtual_clock():
     assert await anyio.to_thread.run_sync(int) == 0
+
+
+def give_the_event_loop_turns() -> None:
+    for _ in range(10_000):
+        time.sleep(0)
+
+
+@pytest.mark.loops("asyncio")
+async def test_the_virtual_clock_does_not_jump_while_a_thread_of_the_executor_works():
+    start = anyio.current_time()
+    async with anyio.create_task_group() as tg:
+        sleeping = Call(tg, anyio.sleep, 3600)
+        await asyncio.get_running_loop().run_in_executor(None, give_the_event_loop_turns)
+        assert anyio.current_time() - start < 60
+        sleeping.cancel()
+
+
+def test_an_event_loop_of_the_virtual_clock_waits_for_its_threads_when_it_ends():
+    async def main() -> None:
+        asyncio.get_running_loop().run_in_executor(None, give_the_event_loop_turns)
+
+    name, options = virtual_clock("asyncio")
+    anyio.run(main, backend=name, backend_options=options)
 
 
 def test_uvloop_has_no_virtual_clock():
