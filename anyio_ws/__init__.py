@@ -17,9 +17,10 @@ from .exceptions import (
 )
 from .options import Options
 from .protocol import Deflate, Headers, Request, Response
+from .receive_stream import ReceiveStream
+from .send_stream import SendStream
 from .server import Server, ServerOptions, accept, serve
 from .stats import ServerStats, Stats
-from .streams import ReceiveStream, SendStream
 from .websocket import WebSocket
 
 __all__ = [

@@ -34,9 +34,9 @@ from .options import Options
 from .outbox import Outbox
 from .overflow import Backlog
 from .protocol import Close, Connection, Opcode, ProtocolError
-from .protocol.connection import Deferred
 from .protocol.extensions import Extension
 from .protocol.frames import MESSAGE_OVERHEAD, check_close_code, encode_header
+from .protocol.restoring import Deferred, Restoring
 from .stats import Stats
 from .transports.base import Buffer, Transport
 from .workers import finish_deferred
@@ -102,10 +102,10 @@ class Core:
 
     __slots__ = (
         "_backlog",
+        "_behind",
         "_began",
         "_deadline",
         "_decoder",
-        "_deferred",
         "_delivering",
         "_discarded",
         "_eof",
@@ -132,6 +132,7 @@ class Core:
         "ended_event",
         "get_buffer",
         "gone_event",
+        "held",
         "inbox",
         "is_client",
         "large_text",
@@ -199,7 +200,9 @@ class Core:
         self.stopped: bool = False  # the inbox gets nothing more
         self._discarded = 0  # messages that our Close took from the inbox
         self._ignored = 0  # messages that came after it
-        self._deferred: Deferred | None = None  # a message that a worker thread is finishing; reading is paused
+        # A message that a worker thread or a stream is restoring: nothing behind it is decoded, and reading is paused.
+        self._behind: Deferred | Restoring | None = None
+        self.held: Restoring | None = None  # it, if it was found to be over max_size
         self.deferred_messages: int = 0
         self.parts: Parts | None = None  # what a message that is streamed goes to, before anything goes to the inbox
         self.parts_size: int = 0  # of what waits there, counted as in the inbox
@@ -354,7 +357,7 @@ class Core:
 
     def eof(self) -> None:
         self._eof = True
-        if self.paused and (self._decoder.pending or self._deferred is not None):
+        if self.paused and (self._decoder.pending or self._behind is not None):
             return  # there may be a Close in what is not decoded yet: make_room() comes back
         if not self.ended:
             self.fail(EOFError("the peer ended the connection without a Close frame"))
@@ -389,9 +392,9 @@ class Core:
         """A control frame came, or a violation was found, or a message that takes long to decode."""
         connection = self.connection
         if connection.deferred is not None:
-            self._deferred, connection.deferred = connection.deferred, None
-            self._pause()
-            self.loop.spawn(finish_deferred, self, self._deferred)
+            deferred, connection.deferred = connection.deferred, None
+            self.hold_back(deferred)
+            self.loop.spawn(finish_deferred, self, deferred)
         if connection.pongs:
             for payload in connection.pongs:
                 self._pong(payload)
@@ -408,23 +411,40 @@ class Core:
         elif connection.too_big is not None:
             self._hold(connection.too_big)
 
+    def hold_back(self, message: Deferred | Restoring) -> None:
+        """Decode nothing behind this message, all of which has come, until it is restored."""
+        self._behind = message
+        self._pause()
+
+    def restored(self) -> None:
+        """A message was restored in parts: go on behind it."""
+        self._behind = None
+        self.deferred_messages += 1
+        if self.paused:
+            self.proceed()
+
     def file(self, deferred: Deferred, outcome: str | bytes | ProtocolError) -> None:
         """A worker thread has finished a message: go on behind it."""
-        if deferred is not self._deferred:
+        if deferred is not self._behind:
             return  # the connection is closing
-        self._deferred = None
-        self.paused = False
-        self.counts = self._backlog is not None
-        if isinstance(outcome, ProtocolError):
-            self.connection.error = outcome
-            self._peer_erred(outcome)
+        if isinstance(outcome, ProtocolError) and outcome.close_code == 1009 and (held := deferred.in_parts()):
+            self.held = held
+            self.connection.too_big = outcome
+            self._hold(outcome)
         else:
-            self.deferred_messages += 1
-            self.last_message = self._time()
-            if self.debug:
-                self._log_received([outcome])
-            self.inbox.insert(0, outcome)
-            self._used_up(1)
+            self._behind = None
+            self.paused = False
+            self.counts = self._backlog is not None
+            if isinstance(outcome, ProtocolError):
+                self.connection.error = outcome
+                self._peer_erred(outcome)
+            else:
+                self.deferred_messages += 1
+                self.last_message = self._time()
+                if self.debug:
+                    self._log_received([outcome])
+                self.inbox.insert(0, outcome)
+                self._used_up(1)
         if self.receiver is not None and (self.inbox or self.stopped):
             self.waiter.wake()
         self._read_on()
@@ -449,6 +469,15 @@ class Core:
     def stream(self, max_size: int) -> None:
         """Take a message of up to so many bytes, the one that is held or else the next one, in parts."""
         self._decoder.max_size = max_size
+        self._let_go()
+
+    def take_held(self, held: Restoring) -> Restoring:
+        """Take the message in parts that is held, restored or not."""
+        self.held = None
+        self._let_go()
+        return held
+
+    def _let_go(self) -> None:
         if self.connection.too_big is not None:
             self.connection.too_big = None
             self.stopped = False
@@ -464,7 +493,7 @@ class Core:
             # One message that somebody waits for, however large, is as good as taken: if not, the next read pauses.
             if self.receiver is None or len(self.inbox) > 1 or self._decoder.pending:
                 self._pause()
-        elif self._decoder.pending and self.connection.too_big is None and self._deferred is None:
+        elif self._decoder.pending and self.connection.too_big is None and self._behind is None:
             self.received(0)
 
     def _file(self, backlog: Backlog, new: int) -> None:
@@ -480,7 +509,7 @@ class Core:
                 cause = BufferError(f'unread messages exceed receive_buffer_size={size:,} (overflow="close")')
                 self.refuse(1008, cause, keep_inbox=True)
             closed = dropped and backlog.closes
-            if closed or self.connection.too_big is not None or self._deferred is not None or not self._decoder.pending:
+            if closed or self.connection.too_big is not None or self._behind is not None or not self._decoder.pending:
                 break
             before = len(inbox)
             self.room = backlog.round
@@ -506,7 +535,7 @@ class Core:
         if not self.paused:
             return
         self.room = self.room + size + MESSAGE_OVERHEAD if self.inbox else self._limit
-        blocked = self.connection.error or self.connection.too_big or self._deferred
+        blocked = self.connection.error or self.connection.too_big or self._behind
         if 2 * self.room < self._limit or blocked is not None:
             return
         self.paused = False
@@ -691,7 +720,7 @@ class Core:
 
     def _begin_closing(self) -> None:
         self.closing = True
-        self._deferred = None
+        self._behind = self.held = None
         self.room = self._limit = sys.maxsize  # what comes now is discarded, so it needs no room
 
     def _discard(self) -> None:

@@ -22,9 +22,10 @@ from .exceptions import CloseInfo, ConnectionClosedError, ConnectionClosedOK
 from .loops import uninterruptible
 from .protocol import Opcode, ProtocolError, Request, Response
 from .protocol.connection import COMPRESS, PLAIN
+from .receive_stream import ReceiveStream
 from .running import run
+from .send_stream import SendStream
 from .stats import Stats
-from .streams import ReceiveStream, SendStream
 from .transports.base import Buffer
 from .workers import send_later
 
@@ -266,8 +267,8 @@ class WebSocket(ObjectStream[str | bytes]):
         until the block is left no other task can receive. One that has arrived already comes in one chunk.
 
         Args:
-            max_size: bytes that the message may have, None for no limit; a larger one closes the connection with 1009.
-                The option `max_size` does not apply.
+            max_size: bytes that the message may have, inflated if it is compressed, None for no limit; a larger one
+                closes the connection with 1009. The option `max_size` does not apply.
 
         Raises:
             ConnectionClosedOK, ConnectionClosedError, anyio.BusyResourceError: on entering, as `receive`.
@@ -445,13 +446,15 @@ class WebSocket(ObjectStream[str | bytes]):
         """
         await self.send(self._core.options.json.dumps(obj), text=True)
 
-    def send_stream(self, *, text: bool = False) -> SendStream:
+    def send_stream(self, *, text: bool = False, compress: bool | None = None) -> SendStream:
         """Send a message in parts: `async with ws.send_stream() as stream: await stream.send(chunk)`.
 
         Entering waits for its turn, as `send` does. The message ends with the block; all others wait until then.
 
         Args:
             text: whether it is a text message; its chunks are str then, otherwise bytes-like.
+            compress: False does not compress it, as for `send`. Otherwise a connection that compresses does so, chunk
+                by chunk, whatever their size: each can be inflated when it has arrived.
 
         Raises:
             ConnectionClosedOK, ConnectionClosedError: on entering and on leaving, as `send`.
@@ -459,7 +462,7 @@ class WebSocket(ObjectStream[str | bytes]):
         Cancellation: see `SendStream`.
         RFC 6455 §5.4.
         """
-        return SendStream(self._core, self._checkpoint, self._turn, self._settle, text=text)
+        return SendStream(self._core, self._checkpoint, self._turn, self._settle, text=text, compress=compress)
 
     @uninterruptible
     async def flush(self) -> None:

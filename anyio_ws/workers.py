@@ -11,7 +11,8 @@ from anyio import Event, to_thread
 
 from .outbox import Outbox
 from .protocol import ProtocolError
-from .protocol.connection import Connection, Deferred
+from .protocol.connection import Connection
+from .protocol.restoring import Deferred
 from .transports.base import Buffer
 
 
@@ -47,6 +48,17 @@ async def send_later(core: Sending, opcode: int, payload: bytes, done: Event) ->
     finally:
         core.outbox.release()
         done.set()
+
+
+async def encode_later(
+    core: Sending, encode: Callable[[], list[Buffer]], encoded: Callable[[list[Buffer] | None], None]
+) -> None:
+    """Transform a part of a message, for whoever holds the outbox; None is what comes out if it failed."""
+    fragments: list[Buffer] | None = None
+    try:
+        fragments = await _run(core, encode)
+    finally:
+        encoded(fragments)
 
 
 async def finish_deferred(core: Receiving, deferred: Deferred) -> None:

@@ -143,7 +143,7 @@ ORDER = [
     {"byte_stream", "logs", "outbox", "overflow", "keepalive"},
     {"workers"},
     {"core"},
-    {"running", "streams"},
+    {"receive_stream", "running", "send_stream"},
     {"websocket"},
     {"opening"},
     {"upgrade"},

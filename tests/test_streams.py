@@ -1,9 +1,7 @@
 """send_stream() and receive_stream(): one message in parts."""
 
 import logging
-import random
 import tracemalloc
-import zlib
 from functools import partial
 from typing import Any
 
@@ -23,9 +21,8 @@ from anyio_ws import (
     serve,
 )
 from anyio_ws.protocol import Opcode, encode_frame
-from anyio_ws.streams import DISCARD
+from anyio_ws.receive_stream import DISCARD
 from anyio_ws.testing import RawFrame, RawPeer, connected_pair, raw_peer
-from support.peers import attack
 from support.tools import Call, both_roles, cancelled_already, fill, jump, settle
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = Opcode
@@ -979,46 +976,3 @@ async def test_a_large_message_takes_little_memory() -> None:
             finally:
                 tracemalloc.stop()
         group.cancel_scope.cancel()
-
-
-# Compression
-
-
-@pytest.mark.real_time
-async def test_a_compressed_message_comes_as_a_whole_and_parts_are_sent_as_they_are() -> None:
-    async with connected_pair(compression="deflate") as (client, server):
-        await client.send("compressed " * 100)
-        async with server.receive_stream() as stream:
-            assert [chunk async for chunk in stream] == ["compressed " * 100]
-        async with client.send_stream() as stream_out:
-            await stream_out.send(b"part " * 100)
-        assert client.stats.bytes_sent > 500
-        assert await server.receive() == b"part " * 100
-
-
-@pytest.mark.real_time
-async def test_a_compressed_message_over_max_size_is_refused_also_as_a_stream() -> None:
-    noise = random.randbytes(5000)
-    async with connected_pair(compression="deflate", max_size=1000) as (client, server):
-        await client.send(noise)
-        with pytest.raises(ConnectionClosedError, match="exceeds max_size=1,000"):
-            async with server.receive_stream():
-                pass
-
-
-async def test_a_stream_takes_what_is_compressed_in_fragments_as_a_whole() -> None:
-    payload = zlib.compressobj(wbits=-15)
-    data = payload.compress(b"whole") + payload.flush(zlib.Z_SYNC_FLUSH)
-    async with attack("client", extension="permessage-deflate", compression="deflate") as (peer, ws):
-        await peer.send_frame(BINARY | 0x40, data[:3], fin=False)
-        async with anyio.create_task_group() as group:
-            chunks: list[Any] = []
-
-            async def receive() -> None:
-                async with ws.receive_stream() as stream:
-                    chunks.extend([chunk async for chunk in stream])
-
-            group.start_soon(receive)
-            await settle()
-            await peer.send_frame(CONT, data[3:-4])
-        assert chunks == [b"whole"]

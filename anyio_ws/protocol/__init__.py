@@ -4,7 +4,15 @@ from .compressing import MessageEncoder
 from .connection import Close, Connection
 from .deflate import Deflate, PerMessageDeflate
 from .exceptions import HandshakeError, InvalidHandshake, InvalidURL, ProtocolError, WebSocketError
-from .extensions import ClientExtension, Extension, Parameters, ServerExtension, Unfinished
+from .extensions import (
+    ClientExtension,
+    Extension,
+    Parameters,
+    PartDecoder,
+    PartEncoder,
+    ServerExtension,
+    Unfinished,
+)
 from .frames import (
     IMPLEMENTATION,
     Decoder,
@@ -41,6 +49,8 @@ __all__ = [
     "MessageEncoder",
     "Opcode",
     "Parameters",
+    "PartDecoder",
+    "PartEncoder",
     "PerMessageDeflate",
     "ProtocolError",
     "Request",

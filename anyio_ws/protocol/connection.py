@@ -18,8 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from .exceptions import ProtocolError
-from .extensions import Extension, Unfinished
-from .frame_rules import not_utf8
+from .extensions import Extension, PartEncoder
 from .frames import (
     Buffer,
     Decoder,
@@ -30,6 +29,7 @@ from .frames import (
     encode_frame,
     parse_close,
 )
+from .restoring import Deferred, Restoring
 
 COMPRESS, PLAIN = 0x100, 0x200
 """What may be added to the opcode of a message for `transform`: that it is to be transformed, or that it is not."""
@@ -43,39 +43,6 @@ class Close(NamedTuple):
 
     code: int
     reason: str
-
-
-class Deferred:
-    """A message that an extension has begun to decode, and that is better finished in a worker thread.
-
-    Attributes:
-        opcode: of the message.
-    """
-
-    __slots__ = ("_left", "_max_size", "_unfinished", "opcode")
-
-    def __init__(self, opcode: int, unfinished: Unfinished, left: list[Extension], max_size: int | None) -> None:
-        self.opcode: int = opcode
-        self._unfinished = unfinished
-        self._left = left
-        self._max_size = max_size
-
-    def finish(self) -> str | bytes:
-        """Return the message; called once, in any thread.
-
-        Raises:
-            ProtocolError: it is not what the extensions make, or too large, or text that is not UTF-8.
-        """
-        payload = self._unfinished.finish()
-        for extension in self._left:
-            decoded = extension.start_decode(payload, self._max_size)
-            payload = decoded if isinstance(decoded, bytes) else decoded.finish()
-        if self.opcode == Opcode.BINARY:
-            return payload
-        try:
-            return payload.decode()
-        except UnicodeDecodeError as exc:
-            raise not_utf8("text message", exc) from None
 
 
 class Connection:
@@ -98,6 +65,7 @@ class Connection:
         inline_limit: bytes of a message from which on `transform` takes so long that it belongs into a worker thread.
         deferred: a message whose decoding does, to be finished by the caller, who sets this to None. Until the caller
             goes on, nothing is decoded.
+        rest: the end of the payload of a message that is restored in parts (see `in_parts`), by the same rules.
         news: something below has changed since the caller last set this to False.
         pings: payloads of the Pings that have no answer yet. "If an endpoint receives a Ping frame and has not yet sent
             Pong frame(s) in response to previous Ping frame(s), the endpoint MAY elect to send a Pong frame for only
@@ -113,6 +81,7 @@ class Connection:
 
     __slots__ = (
         "_encode_frame",
+        "_is_in_parts",
         "_keys",
         "_max_size",
         "close_received",
@@ -129,6 +98,7 @@ class Connection:
         "pings_received",
         "pongs",
         "pongs_received",
+        "rest",
         "too_big",
     )
 
@@ -164,6 +134,8 @@ class Connection:
         self.extensions: tuple[Extension, ...] = tuple(extensions)
         self.inline_limit: int = min((extension.inline_limit for extension in extensions), default=sys.maxsize)
         self.deferred: Deferred | None = None
+        self.rest: bytes | None = None
+        self._is_in_parts = False  # the message that has begun is restored in parts
         self._max_size = max_size
         self.news: bool = False
         self.pings: list[bytes] = []
@@ -238,6 +210,10 @@ class Connection:
         """Have the extensions undo what they did to a message; None if that takes long."""
         if self.close_sent is not None:
             return b""  # nobody receives it
+        if self._is_in_parts:
+            self._is_in_parts = False
+            self.rest = payload
+            return None
         left = [extension for extension in reversed(self.extensions) if begun & extension.rsv]
         while left:
             restored = left.pop(0).start_decode(payload, self._max_size)
@@ -248,7 +224,36 @@ class Connection:
             payload = restored
         return payload
 
+    @property
+    def takes_parts(self) -> bool:
+        """Whether a message has begun that can be received in parts, which several extensions cannot restore."""
+        begun = self.decoder.begun
+        return begun != 0 and sum(begun & extension.rsv != 0 for extension in self.extensions) < 2
+
+    def in_parts(self) -> Restoring | None:
+        """Restore the message that has begun in parts; None if no extension has transformed it.
+
+        The caller feeds what `decoder.take()` returns, and at last the `rest`.
+        """
+        begun = self.decoder.begun
+        for extension in self.extensions:
+            if begun & extension.rsv:
+                self._is_in_parts = True
+                return Restoring(extension.decoder(), is_text=begun & 0xF == Opcode.TEXT)
+        return None
+
     # Sending
+
+    def encoder(self, opcode: int, wanted: bool | None) -> tuple[int, PartEncoder | None]:
+        """Begin a message that is sent in parts; return its opcode, with the RSV bit of the extension, and that's part.
+
+        One extension can transform it, the first that does.
+        """
+        for extension in self.extensions:
+            encoder = extension.encoder(opcode, wanted)
+            if encoder is not None:
+                return opcode | extension.rsv, encoder
+        return opcode, None
 
     def transform(self, opcode: int, payload: Buffer) -> tuple[int, Buffer]:
         """Have the extensions do what they do to a message; return its opcode, with the RSV bits, and its payload.

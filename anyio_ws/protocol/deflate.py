@@ -288,13 +288,13 @@ class PerMessageDeflate:
         """
         return self._compressing.compress(payload)
 
-    def encoder(self) -> MessageEncoder:
-        """Begin a message that is compressed in parts; the caller asks `can_compress` first.
+    def encoder(self, opcode: int, wanted: bool | None = None) -> MessageEncoder | None:
+        """Begin a message that is compressed in parts, unless it cannot or need not be: `threshold` does not apply.
 
         With context takeover no other message is compressed until it has ended, and one that is given up ends the
         connection.
         """
-        return MessageEncoder(self._compressing)
+        return MessageEncoder(self._compressing) if self.can_compress and wanted is not False else None
 
     def decode(self, payload: Buffer, max_size: int | None) -> bytes:
         """Inflate a message.

@@ -22,6 +22,8 @@ __all__ = [
     "ClientExtension",
     "Extension",
     "Parameters",
+    "PartDecoder",
+    "PartEncoder",
     "ServerExtension",
     "Unfinished",
     "accept_extensions",
@@ -79,6 +81,20 @@ class Extension(Protocol):
         """
         ...
 
+    def encoder(self, opcode: int, wanted: bool | None = None) -> "PartEncoder | None":
+        """Begin to transform a message that is sent in parts; None leaves it as it is, without the bit.
+
+        No other message is transformed until it has ended.
+
+        Args:
+            opcode, wanted: as for `encode`.
+        """
+        ...
+
+    def decoder(self) -> "PartDecoder":
+        """Begin to restore a message that came with the bit, in parts. No other is restored until it has ended."""
+        ...
+
     def rest(self) -> None:
         """The connection has been idle for a while: give back what the next message to be sent can do without."""
         ...
@@ -88,11 +104,41 @@ class Extension(Protocol):
         ...
 
 
-class Unfinished(Protocol):
-    """A message whose decoding is better finished in a worker thread."""
+class PartEncoder(Protocol):
+    """Transforms a message that is sent in parts."""
+
+    def encode(self, chunk: Buffer, *, fin: bool = False) -> bytes:
+        """Transform the next part, or with fin the last one; what comes out is the payload of a fragment."""
+        ...
+
+
+class PartDecoder(Protocol):
+    """Restores a message in parts, in bounded memory."""
+
+    def decode(self, data: Buffer, max_length: int, *, fin: bool = False) -> tuple[bytes, bool]:
+        """Restore more of the message.
+
+        Args:
+            data: what came, which must stay as it is until it has been restored; ``b""`` to go on with it.
+            max_length: the most bytes to return, 1 or more.
+            fin: whether this is the last data of the message; once said it holds.
+
+        Returns:
+            The bytes, and whether there may be more of this data. If so, only ``b""`` may be given next.
+
+        Raises:
+            ProtocolError: the data is not what the extension makes (1002).
+        """
+        ...
+
+
+class Unfinished(PartDecoder, Protocol):
+    """A message that has come, and whose decoding is better finished in a worker thread, or done in parts."""
 
     def finish(self) -> bytes:
         """Return the message; called once.
+
+        If it exceeds max_size, `decode` then gives it in parts, from its beginning, without any data.
 
         Raises:
             ProtocolError: as `Extension.start_decode`.

@@ -34,7 +34,7 @@ _TAIL = b"\x00\x00\xff\xff"
 _FINAL = b"\x03\x00"
 
 # A block with BFINAL set costs a new inflater, some 2 µs, and can be as short as 2 bytes. A message may have this many,
-# and one more for so many bytes: senders that make them make one for each flush.
+# and one more for so many bytes that have come of it: senders that make them make one for each flush.
 _FINAL_BLOCKS = 16
 _BYTES_PER_FINAL_BLOCK = 256
 
@@ -86,9 +86,7 @@ class Inflating:
             if self.is_taken_over:
                 self.inflater = inflater
             return data
-        if len(data) >= limit:
-            raise _too_big(limit)
-        # Larger, or with a block that has BFINAL set, or malformed.
+        # Larger, which may be too large, or with a block that has BFINAL set, or malformed.
         decoder = MessageDecoder(self)
         decoder.resume(inflater, len(whole), rest, ended=ended, is_held=len(data) == room)
         decoding = Decoding(decoder, b"", limit, data)
@@ -103,7 +101,7 @@ class MessageDecoder:
 
     __slots__ = (
         *("_inflating", "_inflater", "_pending", "_piece", "_is_held", "_is_at_boundary"),
-        *("_fin", "_is_end_given", "_final_blocks_left"),
+        *("_fin", "_is_end_given", "_final_blocks", "_size"),
     )
 
     def __init__(self, inflating: Inflating) -> None:
@@ -119,7 +117,8 @@ class MessageDecoder:
         # The end: whether all data has come, and whether what the sender cut off has been appended.
         self._fin = False
         self._is_end_given = False
-        self._final_blocks_left = _FINAL_BLOCKS
+        self._final_blocks = 0
+        self._size = 0  # of what has come
 
     def decode(self, data: Buffer, max_length: int, *, fin: bool = False) -> tuple[bytes, bool]:
         """Inflate more of the message.
@@ -142,7 +141,7 @@ class MessageDecoder:
         """`decode`, with the bytes as they came out."""
         if data:
             self._pending = memoryview(data)
-            self._final_blocks_left += len(data) // _BYTES_PER_FINAL_BLOCK
+            self._size += len(data)
         self._fin = self._fin or fin
         backend = self._inflating.backend
         parts: list[bytes] = []
@@ -169,7 +168,7 @@ class MessageDecoder:
         end = len(self._inflating.end)
         self._inflater = inflater
         self._fin = True
-        self._final_blocks_left += size // _BYTES_PER_FINAL_BLOCK
+        self._size = size
         self._is_end_given = len(rest) < end
         self._piece = rest if self._is_end_given else rest[:-end]
         self._is_held = is_held and not ended
@@ -200,8 +199,8 @@ class MessageDecoder:
             if self._piece or inflating.is_taken_over:
                 raise _cut_off()
             return
-        self._final_blocks_left -= 1
-        if not self._final_blocks_left:
+        self._final_blocks += 1
+        if self._final_blocks > _FINAL_BLOCKS + self._size // _BYTES_PER_FINAL_BLOCK:
             raise ProtocolError(
                 f"message with too many DEFLATE blocks that have BFINAL set; expected at most {_FINAL_BLOCKS} "
                 f"and one for each {_BYTES_PER_FINAL_BLOCK} bytes"
@@ -217,7 +216,7 @@ class MessageDecoder:
 
 
 class Decoding:
-    """A message that is too large to be inflated on the event loop."""
+    """A message that has come, and is too large to be inflated on the event loop at once. It is an `Unfinished`."""
 
     __slots__ = ("_begun", "_decoder", "_limit", "_payload")
 
@@ -225,18 +224,31 @@ class Decoding:
         self._decoder = decoder
         self._payload = payload
         self._limit = limit
-        self._begun = begun
+        self._begun = [begun] if begun else []  # what has come out; for decode() the last part comes first
 
     def finish(self) -> bytes:
         """Inflate the rest of the message; return all of it. Once, in any thread.
 
         Raises:
-            ProtocolError: as `PerMessageDeflate.decode`.
+            ProtocolError: as `PerMessageDeflate.decode`. If it is too large, `decode` gives it in parts.
         """
-        parts, more = self._decoder.decode_parts(self._payload, self._limit - len(self._begun), fin=True)
+        payload, self._payload = self._payload, b""
+        parts, more = self._decoder.decode_parts(payload, self._limit - sum(map(len, self._begun)), fin=True)
+        self._begun += parts
         if more:
+            self._begun.reverse()
             raise _too_big(self._limit)
-        return b"".join((self._begun, *parts))
+        return b"".join(self._begun)
+
+    def decode(self, data: Buffer, max_length: int, *, fin: bool = False) -> tuple[bytes, bool]:
+        """As `MessageDecoder.decode`, without data, for all of it is here."""
+        if self._begun:
+            begun = self._begun.pop()
+            if len(begun) > max_length:
+                self._begun.append(begun[max_length:])
+            return begun[:max_length], True
+        payload, self._payload = self._payload, b""
+        return self._decoder.decode(payload, max_length, fin=True)
 
 
 def _too_big(size: int) -> ProtocolError:

@@ -536,7 +536,7 @@ def test_whatever_is_compressed_any_inflater_inflates(backend_name: str, data: s
             if data.draw(st.booleans()):
                 payload = server.compress(message)
             else:
-                encoder = server.encoder()
+                encoder = server.encoder(2)
                 cut = data.draw(st.integers(0, size))
                 parts = [message[:cut], b"", message[cut:]]
                 payload = b"".join(encoder.encode(part, fin=at == 2) for at, part in enumerate(parts))
@@ -843,6 +843,17 @@ def test_a_stream_for_each_few_bytes_is_refused(agreed: dict[str, Any], backend:
     before = time.perf_counter()
     assert refused(client, payload)[0] == 1002
     assert time.perf_counter() - before < 5
+
+
+def test_blocks_with_bfinal_are_granted_by_what_has_come(backend: str) -> None:
+    """And not by the pieces in which it comes."""
+    client, _ = pair()
+    flushes = final(os.urandom(600)) * 100
+    pieces = [flushes[start : start + 50] for start in range(0, len(flushes), 50)]
+    assert len(in_parts(client, pieces, 1000)) == 60_000
+    client, _ = pair()
+    with pytest.raises(ProtocolError, match="BFINAL"):
+        in_parts(client, [final(b"")] * 17, 1000)
 
 
 # Limits.

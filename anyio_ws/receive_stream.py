@@ -1,179 +1,37 @@
-"""One message in parts: sent before it is all there, received before it has all come, in bounded memory either way.
+"""receive_stream(): one message that is received in parts, before it has all come, in bounded memory.
 
-Theory of operation. A stream that sends holds the outbox from its first moment to its last: control frames pass, other
-messages wait. Each chunk is committed as a fragment, without a suspension, and the end of the block commits an empty
-last one. What cannot be completed is never made to look complete: the connection is closed instead.
+Theory of operation. A stream holds the receiver's place. From the moment it has its message, `Core.received` gives it
+what each read has brought (`arrived`), before it gives anything to the inbox. When `receive_buffer_size` waits to be
+taken, reading pauses, and goes on when half of it is free. A message that somebody no longer wants is discarded in the
+same place, as it arrives; nobody waits for that.
 
-A stream that receives holds the receiver's place. From the moment it has its message, `Core.received` gives it what
-each read has brought (`arrived`), before it gives anything to the inbox. When `receive_buffer_size` waits to be taken,
-reading pauses, and goes on when half of it is free. A message that somebody no longer wants is discarded in the same
-place, as it arrives; nobody waits for that.
+What is compressed waits as it came, and `receive` inflates a chunk of it at a time. When all of it has come, nothing
+behind it is decoded (`Core.hold_back`) until all of it is inflated, for the next message may refer to this one.
 """
 
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
 from types import TracebackType
+from typing import cast
 
 from anyio import BusyResourceError, EndOfStream
 
-from .core import FRAGMENT, Core, closing_code
+from .core import Core
 from .exceptions import ConnectionClosedError
 from .logs import BEGINNING
 from .loops import uninterruptible
 from .protocol import Opcode, ProtocolError
 from .protocol.frame_rules import too_big
 from .protocol.frames import MESSAGE_OVERHEAD
-from .transports.base import Buffer
+from .protocol.restoring import Restoring
 
-RSV = 0x70
+CHUNK = 2**16
+"""Bytes that are inflated at a time, some 0.2 ms: no worker thread is needed for that."""
 
 DISCARD = 2**20
 """Bytes of a message's rest that are read and thrown away when its receiver has left; more would be a burden that the
 peer decides on. It is the default of max_size, the largest message that anybody has to discard without a stream."""
-
-
-class SendStream:
-    """A message that is sent in parts: `async with ws.send_stream() as stream: await stream.send(chunk)`.
-
-    The message ends where the block does. If an exception or a cancellation ends the block, the message cannot be
-    completed: unless nothing of it was sent, the connection is closed, with 1011 or 1001, and the exception goes on.
-
-    Other messages, of this or of other tasks, wait until the block has ended; Pings, Pongs and a Close do not.
-    A message in parts is not compressed.
-
-    Cancellation: on entering, nothing happened; inside, as above; on leaving, the message is complete.
-    RFC 6455 §5.4.
-    """
-
-    __slots__ = ("_beginning", "_begun", "_checkpoint", "_core", "_entered", "_open", "_opcode", "_settle", "_size",
-                 "_turn")  # fmt: skip
-
-    def __init__(
-        self,
-        core: Core,
-        checkpoint: Callable[[], Awaitable[None]],
-        turn: Callable[[], Awaitable[None]],
-        settle: Callable[[], Awaitable[None]],
-        *,
-        text: bool,
-    ) -> None:
-        self._core = core
-        self._checkpoint = checkpoint
-        self._turn = turn
-        self._settle = settle
-        self._opcode = Opcode.TEXT if text else Opcode.BINARY
-        self._entered = self._open = False
-        self._begun = False  # something was sent
-        self._size = 0
-        self._beginning = b""  # for the log
-
-    @uninterruptible
-    async def __aenter__(self) -> "SendStream":
-        if self._entered:
-            raise RuntimeError("a SendStream is for one `async with` only; call send_stream() again")
-        self._entered = True
-        core = self._core
-        await self._checkpoint()
-        if core.closing:
-            raise core.exception()
-        if not core.outbox.free:
-            await self._turn()
-        core.outbox.hold()
-        core.sender = core.loop.current_task()
-        self._open = True
-        return self
-
-    @uninterruptible
-    async def send(self, chunk: str | Buffer) -> None:
-        """Send a part of the message, as a frame.
-
-        Returns when less than `write_buffer_size` waits to be sent. An empty chunk sends nothing.
-
-        Args:
-            chunk: str if the message is text, otherwise bytes-like.
-
-        Raises:
-            ConnectionClosedOK, ConnectionClosedError: the connection has ended, or is closing.
-            TypeError: the chunk is of the other kind.
-            ValueError: it has a lone surrogate.
-            RuntimeError: the block has not been entered, or was left.
-
-        Cancellation: the chunk was not sent, or will be sent whole; if the block catches it, the message can go on.
-        RFC 6455 §5.4.
-        """
-        core = self._core
-        self._check()
-        payload = self._payload(chunk)
-        await self._checkpoint()
-        if not payload:
-            return
-        while not core.closing and self._full:  # the call before was cancelled while it waited for room
-            await self._settle()
-        self._check()
-        if core.closing:
-            raise core.exception()
-        # Committing: nothing below suspends until all of it is done.
-        view = memoryview(payload)
-        for start in range(0, len(view), FRAGMENT):
-            self._commit(view[start : start + FRAGMENT], fin=False)
-            core.fragments_sent += 1
-        if self._full:
-            await self._settle()
-
-    @uninterruptible
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        core = self._core
-        self._open = False
-        core.sender = None
-        if exc is None and not core.closing:
-            self._commit(b"", fin=True)
-            core.messages_sent += 1
-            if core.debug:
-                core.log_sent(self._opcode, self._beginning, self._size)
-            core.outbox.release()
-            if self._full:
-                await self._settle()
-            return
-        if exc is not None and self._begun:
-            core.close(closing_code(exc), "")
-        core.outbox.release()
-        if exc is None:
-            raise core.exception()
-
-    @property
-    def _full(self) -> bool:
-        """As much waits to be sent as may."""
-        return self._core.outbox.size >= self._core.options.write_buffer_size
-
-    def _check(self) -> None:
-        if not self._open:
-            raise RuntimeError("a SendStream is to be used inside its `async with` block")
-
-    def _payload(self, chunk: str | Buffer) -> Buffer:
-        text = self._opcode == Opcode.TEXT
-        if isinstance(chunk, str):
-            if text:
-                return chunk.encode()
-        elif not text:
-            try:
-                return chunk if isinstance(chunk, bytes | bytearray) else memoryview(chunk).cast("B")
-            except TypeError:
-                pass
-        expected = "str, as text=True says" if text else "bytes-like, unless send_stream() is told text=True"
-        raise TypeError(f"a chunk of this message is {expected}; got {type(chunk).__name__}")
-
-    def _commit(self, payload: Buffer, *, fin: bool) -> None:
-        """Commit a frame of the message."""
-        core = self._core
-        if core.debug:
-            self._beginning = (self._beginning + payload[: 4 * BEGINNING + 4])[: 4 * BEGINNING + 4]
-        self._size += len(payload)
-        opcode = Opcode.CONTINUATION if self._begun else self._opcode
-        self._begun = True
-        core.send_part(opcode, payload, fin)
 
 
 class ReceiveStream:
@@ -181,7 +39,7 @@ class ReceiveStream:
 
     The block begins when the next message does. The chunks are str for a text message, cut between characters, and
     bytes for a binary one; how large they are depends on how they arrive, not on the fragments. A compressed message
-    comes as a whole, in one chunk, and the option `max_size` is its limit.
+    is inflated chunk by chunk, 64 KiB at most.
 
     Leaving before the end discards the rest of the message as it comes. If that is more than 1 MiB, the connection is
     closed with 1009. The next receiver gets the next message.
@@ -190,11 +48,12 @@ class ReceiveStream:
         text: whether it is a text message.
 
     Cancellation: on entering, no message is lost; inside, the rest is discarded, as above.
-    RFC 6455 §5.4.
+    RFC 6455 §5.4, RFC 7692 §7.2.2.
     """
 
     __slots__ = ("_beginning", "_busy", "_checkpoint", "_chunks", "_core", "_discarded", "_entered", "_error",
-                 "_finished", "_max_size", "_open", "_refuse", "_size", "_taking", "_waiting", "text")  # fmt: skip
+                 "_finished", "_max_size", "_open", "_refuse", "_restoring", "_size", "_taking", "_waiting",
+                 "text")  # fmt: skip
 
     def __init__(
         self,
@@ -215,7 +74,8 @@ class ReceiveStream:
         self._taking = False  # the message has begun, and is ours
         self._finished = False  # all of it has come
         self._chunks: deque[str | bytes] = deque()
-        self._size = 0  # bytes that have come
+        self._restoring: Restoring | None = None  # it is compressed, and not all of it is inflated
+        self._size = 0  # bytes that have come, or come out
         self._discarded: int | None = None  # bytes, since the block was left
         self._error: ProtocolError | None = None
         self._beginning: str | bytes = b""  # for the log
@@ -247,7 +107,7 @@ class ReceiveStream:
         """Wait until a message is here, or its beginning, and take that."""
         core, connection, outbox = self._core, self._core.connection, self._core.outbox
         held: ProtocolError | None = None
-        while not core.inbox:
+        while not core.inbox and core.held is None:
             if connection.too_big is not None and held is None and not core.closing:
                 held = connection.too_big
                 core.stream(self._max_size)
@@ -256,10 +116,10 @@ class ReceiveStream:
                 raise self._end(receiving=True)
             elif core.parts is None:
                 core.parts = self
-            elif core.parts is self and self._can_begin and not core.closing:
+            elif core.parts is self and connection.takes_parts and not core.closing:
                 break
             elif held is not None and connection.decoder.begun:
-                self._error = held  # it is compressed
+                self._error = held  # several extensions have to restore it
                 raise self._end(receiving=True)
             elif outbox.size and not outbox.blocked:
                 outbox.flush()  # as in receive()
@@ -274,16 +134,15 @@ class ReceiveStream:
             self._finish(message, logged=True)
             if core.counts:
                 core.make_room(len(message))
+        elif core.held is not None:
+            core.parts = None
+            self._restoring = core.take_held(core.held)
+            self.text = self._restoring.is_text
         else:
             self.text = connection.decoder.begun & 0xF == Opcode.TEXT
+            self._restoring = connection.in_parts()
             core.stream(self._max_size)
             self.arrived([])
-
-    @property
-    def _can_begin(self) -> bool:
-        """A message has begun that can be taken in parts."""
-        begun = self._core.connection.decoder.begun
-        return begun != 0 and not begun & RSV
 
     @uninterruptible
     async def receive(self) -> str | bytes:
@@ -310,14 +169,19 @@ class ReceiveStream:
             self._waiting = False
         chunk = self._chunks.popleft()
         core.parts_size -= len(chunk) + MESSAGE_OVERHEAD
+        self._make_room()
+        return chunk
+
+    def _make_room(self) -> None:
+        """Let reading go on if half of the room is free."""
+        core = self._core
         if core.paused and 2 * core.parts_size <= core.options.receive_buffer_size:
             core.proceed()
-        return chunk
 
     async def _next(self) -> None:
         """Wait until there is a chunk."""
         core, outbox = self._core, self._core.outbox
-        while not self._chunks:
+        while not self._chunks and not self._restore():
             self._check()
             if self._finished:
                 raise EndOfStream
@@ -345,11 +209,12 @@ class ReceiveStream:
         self._open = False
         core.receiver = None
         self._chunks.clear()
-        core.parts_size = 0
+        core.parts_size = 0 if self._restoring is None else self._restoring.size
         if not self._finished:
             self._discarded = 0
-            if not core.closing:
+            if not core.closing and (self._restoring is None or not self._restoring.fin):
                 core.stream(sys.maxsize)
+            self._discard()
         if self._waiting:
             core.waiter.wake()
         if core.paused:
@@ -382,7 +247,9 @@ class ReceiveStream:
                 core.waiter.wake()
             return False
         core.last_message = core.last_received
-        if messages:
+        if self._restoring is not None:
+            self._take(self._restoring)
+        elif messages:
             core.parts = None
             self._finish(messages.pop(0))
         else:
@@ -390,6 +257,56 @@ class ReceiveStream:
         if core.receiver is not None:
             core.waiter.wake()
         return not self._finished and core.parts_size >= core.options.receive_buffer_size
+
+    def _take(self, restoring: Restoring) -> None:
+        """The same of a message that is to be restored."""
+        core, connection = self._core, self._core.connection
+        before = restoring.size
+        if connection.rest is None:
+            restoring.feed(cast("bytes", connection.decoder.take()))
+        else:
+            restoring.feed(connection.rest, fin=True)
+            connection.rest = None
+        core.parts_size += restoring.size - before
+        if self._discarded is not None:
+            self._discard()
+        if self._restoring is not None and restoring.fin:
+            core.hold_back(restoring)
+
+    def _discard(self) -> None:
+        """Restore what nobody wants: the next message may refer to it."""
+        while self._restore():
+            pass
+
+    def _restore(self) -> bool:
+        """Restore a chunk, if there is one."""
+        core, restoring = self._core, self._restoring
+        if restoring is None:
+            return False
+        limit, size = (self._max_size, self._size) if self._discarded is None else (DISCARD, self._discarded)
+        core.parts_size -= restoring.size
+        try:
+            part = restoring.take(min(CHUNK, limit - size + 1))
+        except ProtocolError as exc:
+            self._error = exc
+            core.refuse(exc.close_code, exc)
+            self._restoring = None
+            return False
+        self._put(part)
+        if self._error is not None:
+            self._restoring = None
+            return False
+        core.parts_size += restoring.size
+        if restoring.done:
+            self._restoring = None
+            self._finished = True
+            core.parts = None
+            if core.debug:
+                core.log_received(self._beginning, self._size)
+            core.restored()
+        elif not part:
+            self._make_room()
+        return bool(part)
 
     def _finish(self, rest: str | bytes, *, logged: bool = False) -> None:
         """The message has ended, with this."""
