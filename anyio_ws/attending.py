@@ -128,11 +128,8 @@ class Attendant:
             try:
                 await self._owner.handler(ws)
                 code = 1000
-                if core.debug:
-                    count = core.messages_received
-                    logger.debug(
-                        "the handler has returned, messages received: %d", count, extra={"connection_id": ws.id}
-                    )
+                if core.log.debug:
+                    core.log.event("the handler has returned, messages received: %d", core.messages_received)
             except Exception as exc:
                 code = _failed(exc, ws, core)
             except BaseExceptionGroup as group:  # trio: a nursery of the handler mixes our cancellation in

@@ -16,8 +16,6 @@ What the peer makes us remember is bounded: the inbox (`receive_buffer_size`, th
 what is dropped), one message being assembled (`max_size`), one chunk not yet decoded, and the latest Ping.
 """
 
-import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -27,13 +25,14 @@ from anyio import Event
 from anyio.abc import SocketAttribute
 
 from .exceptions import CloseInfo, ConnectionClosed, ConnectionClosedError, ConnectionClosedOK, EndOfMessages
-from .keepalive import Keepalive, Ping
-from .logs import NO_ID, client_logger, describe, describe_close, server_logger
+from .keepalive import Keepalive
+from .logs import Log, describe_close
 from .loops import Loop, Timer, Waiter
 from .options import Options
 from .outbox import Outbox
 from .overflow import Backlog
-from .protocol import Close, Connection, Opcode, ProtocolError
+from .pings import Ping, Pings
+from .protocol import Close, Connection, ProtocolError
 from .protocol.extensions import Extension
 from .protocol.frames import MESSAGE_OVERHEAD, check_close_code, encode_header
 from .protocol.restoring import Deferred, Restoring
@@ -111,12 +110,10 @@ class Core:
         "_eof",
         "_filing",
         "_hanging_up",
-        "_id",
         "_idle",
         "_ignored",
         "_keepalive",
         "_limit",
-        "_owed",
         "_rested_at",
         "_shut",
         "_time",
@@ -125,7 +122,6 @@ class Core:
         "closing",
         "connection",
         "counts",
-        "debug",
         "deferred_messages",
         "encode",
         "fragments_sent",
@@ -139,8 +135,7 @@ class Core:
         "last_message",
         "last_moved",
         "last_received",
-        "latency",
-        "logger",
+        "log",
         "loop",
         "messages_sent",
         "options",
@@ -149,8 +144,6 @@ class Core:
         "parts_size",
         "paused",
         "pings",
-        "pings_sent",
-        "pongs_sent",
         "receiver",
         "room",
         "sender",
@@ -180,9 +173,7 @@ class Core:
         self.loop: Loop = loop
         self.options: Options = options
         self.is_client: bool = is_client
-        self.logger: logging.Logger = client_logger if is_client else server_logger
-        self.debug: bool = self.logger.isEnabledFor(logging.DEBUG)
-        self._id: str | None = None
+        self.log: Log = Log(is_client=is_client)
 
         # Receiving
         self.inbox: list[str | bytes] = []  # the latest first; a deque, even if empty, takes 700 bytes
@@ -225,9 +216,7 @@ class Core:
         self.last_moved: float = self.last_received  # when the transport last took something from the outbox
 
         # Pings
-        self.pings: dict[bytes, Ping] = {}
-        self._owed = 0  # of the peer's pings, those whose answer waits for the transport: one at most
-        self.latency: float | None = None
+        self.pings: Pings = Pings(self.connection, self.outbox, loop, self.log)
         self._keepalive: Keepalive | None = None
         self._idle: Timer | None = None
 
@@ -246,14 +235,6 @@ class Core:
         self.messages_sent: int = 0
         self._rested_at = -1  # how many there were at the last probe
         self.fragments_sent: int = 0
-        self.pings_sent: int = 0
-        self.pongs_sent: int = 0
-
-    @property
-    def id(self) -> str:
-        if self._id is None:
-            self._id = os.urandom(4).hex()
-        return self._id
 
     @property
     def ended(self) -> bool:
@@ -288,7 +269,7 @@ class Core:
     def stats(self) -> Stats:
         connection = self.connection
         received = connection.pings_received + connection.pongs_received + (connection.close_received is not None)
-        sent = self.pings_sent + self.pongs_sent + (connection.close_sent is not None)
+        sent = self.pings.sent + self.pings.answered + (connection.close_sent is not None)
         return Stats(
             messages_received=self.messages_received,
             messages_sent=self.messages_sent,
@@ -298,9 +279,9 @@ class Core:
             bytes_received=self._decoder.fed,
             bytes_sent=self.outbox.taken + self.outbox.size,
             pings_received=connection.pings_received,
-            pings_sent=self.pings_sent,
+            pings_sent=self.pings.sent,
             pongs_received=connection.pongs_received,
-            pongs_sent=self.pongs_sent,
+            pongs_sent=self.pings.answered,
             last_received=self.last_received,
         )
 
@@ -340,8 +321,9 @@ class Core:
             else:
                 # What was held back came long ago, but meanwhile we kept the peer from sending more.
                 self.last_message = self.last_received if count else self._time()
-                if self.debug:
-                    self._log_received(messages)
+                if self.log.debug:
+                    for message in messages:
+                        self.log.received(message)
                 messages.reverse()
                 inbox[:0] = messages
         if self.connection.news:
@@ -368,7 +350,7 @@ class Core:
         self.last_moved = self.loop.time()
         self.outbox.writable()
         if not self.outbox.control_waits:
-            self._controls_written()
+            self.pings.written()
         if self._hanging_up and not self.outbox.size:
             self._hang_up()
 
@@ -395,17 +377,11 @@ class Core:
             deferred, connection.deferred = connection.deferred, None
             self.hold_back(deferred)
             self.loop.spawn(finish_deferred, self, deferred)
-        if connection.pongs:
-            for payload in connection.pongs:
-                self._pong(payload)
-            connection.pongs.clear()
-        if self.debug:
-            for payload in connection.pings[self._owed :]:
-                self._log("< %s", describe(Opcode.PING, payload))
+        self.pings.received()
         if connection.close_received is not None:
             self._peer_closed()
             return
-        self._answer()
+        self.pings.answer()
         if connection.error is not None:
             self._peer_erred(connection.error)
         elif connection.too_big is not None:
@@ -441,8 +417,8 @@ class Core:
             else:
                 self.deferred_messages += 1
                 self.last_message = self._time()
-                if self.debug:
-                    self._log_received([outcome])
+                if self.log.debug:
+                    self.log.received(outcome)
                 self.inbox.insert(0, outcome)
                 self._used_up(1)
         if self.receiver is not None and (self.inbox or self.stopped):
@@ -502,8 +478,8 @@ class Core:
         self._filing = True
         while True:
             dropped = backlog.arrived(inbox, new, self.receiver is not None)
-            if dropped and self.debug:
-                self._log("messages dropped: %d (overflow=%r)", dropped, self.options.overflow)
+            if dropped and self.log.debug:
+                self.log.event("messages dropped: %d (overflow=%r)", dropped, self.options.overflow)
             if dropped and backlog.closes:
                 size = self.options.receive_buffer_size
                 cause = BufferError(f'unread messages exceed receive_buffer_size={size:,} (overflow="close")')
@@ -552,8 +528,8 @@ class Core:
         """Commit a message that is not to be copied into one block with its header; it is its sender's turn."""
         if isinstance(payload, str):
             payload = payload.encode()
-        if self.debug:
-            self.log_sent(opcode, payload)
+        if self.log.debug:
+            self.log.sent(opcode, payload)
         self.send_transformed(*self.connection.transform(opcode, payload))
 
     def send_transformed(self, opcode: int, payload: Buffer) -> None:
@@ -592,86 +568,28 @@ class Core:
                 break
             frames.append(self.encode(opcode, payload))
             room -= len(frames[-1])
-            if self.debug:
-                self.log_sent(opcode, payload)
+            if self.log.debug:
+                self.log.sent(opcode, payload)
             if room <= 0:
                 break
         self.messages_sent += len(frames)
         self.outbox.write(b"".join(frames))
         return start + len(frames)
 
-    def _control(self, frame: bytes) -> None:
-        """Send a Ping or Pongs, before all senders that wait for their turn."""
-        self.outbox.write_control(frame)
-
-    def _controls_written(self) -> None:
-        """No Ping or Pong waits in the outbox."""
-        self._answer()
-        if any(ping.sent is None for ping in self.pings.values()):
-            now = self.loop.time()
-            for ping in self.pings.values():
-                ping.sent = now if ping.sent is None else ping.sent
-
-    # Pings
-
-    def _answer(self) -> None:
-        """Answer Pings; while one answer waits for the transport the next one does too, and a later replaces it."""
-        pings = self.connection.pings
-        if not pings or self.ended:
-            return
-        if self.outbox.blocked:
-            del pings[:-1]
-            if self.outbox.control_waits:
-                self._owed = 1
-                return
-        self._owed = 0
-        self.pongs_sent += len(pings)
-        if self.debug:
-            for payload in pings:
-                self._log("> %s", describe(Opcode.PONG, payload))
-        self._control(self.connection.answer())
-
-    def ping(self, payload: bytes, done: Event | None = None) -> Ping:
-        """Send a Ping."""
-        ping = self.pings[payload] = Ping(done)
-        self.pings_sent += 1
-        if self.debug:
-            self._log("> %s", describe(Opcode.PING, payload))
-        self._control(self.encode(Opcode.PING, payload))
-        if not self.outbox.control_waits:
-            ping.sent = self.loop.time()
-        return ping
-
-    def _pong(self, payload: bytes) -> None:
-        if self.debug:
-            self._log("< %s", describe(Opcode.PONG, payload))
-        if payload not in self.pings:
-            return  # "A Pong frame MAY be sent unsolicited." (RFC 6455 §5.5.3)
-        now = self.loop.time()
-        sent = list(self.pings)
-        for data in sent[: sent.index(payload) + 1]:
-            # It answers the ones before it too: a peer may answer only the latest Ping (§5.5.3).
-            ping = self.pings.pop(data)
-            ping.answered = now
-            if ping.done is not None:
-                ping.done.set()
-            self.latency = ping.round_trip
+    # Timers
 
     def probe(self) -> Ping:
         if self.messages_sent == self._rested_at:
             for extension in self.connection.extensions:
                 extension.rest()
         self._rested_at = self.messages_sent
-        # An earlier one of keepalive's, for which nobody waits, may never get a Pong of its own from a peer that lives.
-        for payload in [payload for payload, ping in self.pings.items() if ping.done is None]:
-            del self.pings[payload]
-        return self.ping(os.urandom(4))
+        return self.pings.probe()
 
     def poll(self) -> bool:
         return self.transport.poll()
 
     def stalled(self, seconds: float) -> None:
-        self.logger.warning("the event loop was blocked for %.1f s; keepalive starts afresh", seconds, extra=NO_ID)
+        self.log.stalled(seconds)
 
     def _idle_due(self) -> None:
         assert self.options.idle_timeout is not None
@@ -704,7 +622,7 @@ class Core:
             self.refuse(error.close_code, error)
             return
         frame = self.connection.send_close(code, reason)
-        sent = self._log_close_sent()
+        sent = self._close_sent()
         self._began = CloseInfo(sent.code, sent.reason, "local")
         self._begin_closing()
         self.outbox.write(frame)
@@ -738,7 +656,7 @@ class Core:
             code, reason = self._began.code, self._began.reason
         else:
             frame = self.connection.send_close(code, str(cause))
-            reason = self._log_close_sent().reason
+            reason = self._close_sent().reason
             self.outbox.write(frame)
             if self.gone:
                 return  # it broke in this very call
@@ -766,8 +684,8 @@ class Core:
     def _peer_closed(self) -> None:
         received, sent = self.connection.close_received, self.connection.close_sent
         assert received is not None
-        if self.debug:
-            self._log("< %s", describe_close(received))
+        if self.log.debug:
+            self.log.event("< %s", describe_close(received))
         if self.ended:
             return
         if sent is not None:
@@ -775,7 +693,7 @@ class Core:
         else:
             self._begin_closing()
             frame = self.connection.answer()
-            self._log_close_sent()
+            self._close_sent()
             self.outbox.write(frame)
             if self.gone:
                 return  # it broke in this very call
@@ -806,15 +724,20 @@ class Core:
             self._idle.cancel()
         for extension in self.connection.extensions:
             extension.release()
-        for ping in self.pings.values():
-            if ping.done is not None:
-                ping.done.set()
+        self.pings.end()
         if self.ended_event is not None:
             self.ended_event.set()
         if self.receiver is not None:
             self.waiter.wake()
-        if self.logger.isEnabledFor(logging.INFO):  # the id is made when it is first asked for
-            self.logger.info("connection ended: %s", info, extra={"connection_id": self.id})
+        self.log.ended(info)
+
+    def _close_sent(self) -> Close:
+        """Our Close frame, which is on its way."""
+        close = self.connection.close_sent
+        assert close is not None
+        if self.log.debug:
+            self.log.event("> %s", describe_close(close))
+        return close
 
     def _hang_up(self) -> None:
         """Close the transport in good order: after what is committed, and the server first.
@@ -862,26 +785,3 @@ class Core:
             self.refuse(error.close_code, error, keep_inbox=True)  # nobody has received what came before it
         else:
             self.fail(TimeoutError("the peer did not finish the closing handshake in time (close_timeout)"))
-
-    # Logging
-
-    def _log_received(self, messages: list[str | bytes]) -> None:
-        for message in messages:
-            self._log("< %s", describe(Opcode.TEXT if isinstance(message, str) else Opcode.BINARY, message))
-
-    def log_received(self, beginning: str | bytes, size: int) -> None:
-        """A message in parts."""
-        self._log("< %s", describe(Opcode.TEXT if isinstance(beginning, str) else Opcode.BINARY, beginning, size))
-
-    def log_sent(self, opcode: int, payload: str | Buffer, size: int | None = None) -> None:
-        self._log("> %s", describe(opcode & 0xF, payload, size))
-
-    def _log(self, message: str, *args: object) -> None:
-        self.logger.debug(message, *args, extra={"connection_id": self.id})
-
-    def _log_close_sent(self) -> Close:
-        close = self.connection.close_sent
-        assert close is not None
-        if self.debug:
-            self._log("> %s", describe_close(close))
-        return close

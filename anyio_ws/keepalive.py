@@ -14,36 +14,11 @@ There is no task: the owner's heap of timers serves all its connections, and rec
 
 from typing import Literal, Protocol
 
-from anyio import Event
-
 from .loops import Loop
+from .pings import Ping
 
 LATE = 0.005
 """Seconds that a timer may be late on a loop with nothing else to do: clocks and selectors count in milliseconds."""
-
-
-class Ping:
-    """A Ping in flight.
-
-    Attributes:
-        sent: when it was written, on the loop's clock; None while it waits in the outbox.
-        answered: when a Pong said so; None before.
-        done: set when it was answered or the connection has ended; None if nobody waits.
-    """
-
-    __slots__ = ("answered", "done", "sent")
-
-    def __init__(self, done: Event | None = None) -> None:
-        self.sent: float | None = None
-        self.answered: float | None = None
-        self.done: Event | None = done
-
-    @property
-    def round_trip(self) -> float:
-        """Seconds from writing it to the Pong; 0 if a guess of the peer's answered it before it was written."""
-        if self.sent is None or self.answered is None:
-            return 0.0
-        return self.answered - self.sent
 
 
 class Kept(Protocol):

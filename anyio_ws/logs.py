@@ -9,8 +9,9 @@
 """
 
 import logging
+import os
 
-from .exceptions import CODE_NAMES
+from .exceptions import CODE_NAMES, CloseInfo
 from .protocol import Close, Opcode
 from .transports.base import Buffer
 
@@ -40,3 +41,44 @@ def describe(opcode: int, payload: str | Buffer, size: int | None = None) -> str
 def describe_close(close: Close) -> str:
     """Describe a Close frame."""
     return f"CLOSE {close.code} ({CODE_NAMES.get(close.code, 'application')}) {close.reason!r}"
+
+
+class Log:
+    """What the log says of one connection.
+
+    Attributes:
+        debug: messages and frames are logged; whoever has some asks this first.
+    """
+
+    __slots__ = ("_id", "_logger", "debug")
+
+    def __init__(self, *, is_client: bool) -> None:
+        self._logger = client_logger if is_client else server_logger
+        self._id: str | None = None
+        self.debug: bool = self._logger.isEnabledFor(logging.DEBUG)
+
+    @property
+    def id(self) -> str:
+        """Eight hexadecimal digits that tell the connection from others; made when it is first asked for."""
+        if self._id is None:
+            self._id = os.urandom(4).hex()
+        return self._id
+
+    def event(self, message: str, *args: object) -> None:
+        """Log anything, at DEBUG."""
+        self._logger.debug(message, *args, extra={"connection_id": self.id})
+
+    def received(self, message: str | bytes, size: int | None = None) -> None:
+        """Log a message; with a size, one of so many bytes that begins so."""
+        self.event("< %s", describe(Opcode.TEXT if isinstance(message, str) else Opcode.BINARY, message, size))
+
+    def sent(self, opcode: int, payload: str | Buffer, size: int | None = None) -> None:
+        """The same."""
+        self.event("> %s", describe(opcode & 0xF, payload, size))
+
+    def stalled(self, seconds: float) -> None:
+        self._logger.warning("the event loop was blocked for %.1f s; keepalive starts afresh", seconds, extra=NO_ID)
+
+    def ended(self, info: CloseInfo) -> None:
+        if self._logger.isEnabledFor(logging.INFO):
+            self._logger.info("connection ended: %s", info, extra={"connection_id": self.id})

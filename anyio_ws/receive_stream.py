@@ -301,8 +301,8 @@ class ReceiveStream:
             self._restoring = None
             self._finished = True
             core.parts = None
-            if core.debug:
-                core.log_received(self._beginning, self._size)
+            if core.log.debug:
+                core.log.received(self._beginning, self._size)
             core.restored()
         elif not part:
             self._make_room()
@@ -314,13 +314,13 @@ class ReceiveStream:
         self._put(rest)
         if self._error is None:
             self._finished = True
-            if core.debug and not logged:
-                core.log_received(self._beginning, self._size)
+            if core.log.debug and not logged:
+                core.log.received(self._beginning, self._size)
 
     def _put(self, part: str | bytes) -> None:
         core = self._core
         size = len(part) if isinstance(part, bytes) or part.isascii() else len(part.encode())
-        if core.debug:
+        if core.log.debug:
             self._beginning = ((self._beginning or part[:0]) + part)[: BEGINNING + 1]  # type: ignore[operator]
         self._size += size
         if self._discarded is not None:

@@ -108,7 +108,7 @@ class SendStream:
         if core.closing:
             raise core.exception()
         # Committing: nothing below suspends until all of it is done.
-        if core.debug:
+        if core.log.debug:
             self._note(payload)
         if not self._begun:
             opcode, self._encoder = core.connection.encoder(self._opcode, self._compress)
@@ -182,8 +182,8 @@ class SendStream:
         else:
             core.send_part(Opcode.CONTINUATION if self._begun else self._opcode, b"")
         core.messages_sent += 1
-        if core.debug:
-            core.log_sent(self._opcode, self._beginning, self._size)
+        if core.log.debug:
+            core.log.sent(self._opcode, self._beginning, self._size)
         core.outbox.release()
 
     @property

@@ -351,8 +351,8 @@ class WebSocket(ObjectStream[str | bytes]):
         else:
             frame = core.encode(opcode, item)
             core.messages_sent += 1
-            if core.debug:
-                core.log_sent(opcode, item)
+            if core.log.debug:
+                core.log.sent(opcode, item)
             if self._inbox:
                 outbox.join(frame)  # more messages wait to be received: their replies can leave together
             elif outbox.size:
@@ -369,8 +369,8 @@ class WebSocket(ObjectStream[str | bytes]):
         """Commit a message that takes so long to compress that a worker thread does it; it is the caller's turn."""
         core = self._core
         payload = item.encode() if isinstance(item, str) else bytes(item)
-        if core.debug:
-            core.log_sent(opcode, payload)
+        if core.log.debug:
+            core.log.sent(opcode, payload)
         before = core.messages_sent
         done = Event()
         self._outbox.hold()
@@ -524,17 +524,17 @@ class WebSocket(ObjectStream[str | bytes]):
         await self._checkpoint()
         if core.closing:
             raise core.exception()
-        if payload in core.pings:
+        if payload in core.pings.in_flight:
             raise ValueError(f"a ping with the data {payload!r} is in flight already")
-        ping = core.ping(payload, Event())
+        ping = core.pings.send(payload, Event())
         assert ping.done is not None
         try:
             if ping.answered is None and not core.ended:
                 core.transport.watch()
                 await ping.done.wait()
         finally:
-            if core.pings.get(payload) is ping:
-                del core.pings[payload]
+            if core.pings.in_flight.get(payload) is ping:
+                del core.pings.in_flight[payload]
         if ping.answered is None:
             raise core.exception()
         return ping.round_trip
@@ -542,7 +542,7 @@ class WebSocket(ObjectStream[str | bytes]):
     @property
     def latency(self) -> float | None:
         """The latest round-trip time in seconds, from `ping` or keepalive; None before the first Pong."""
-        return self._core.latency
+        return self._core.pings.latency
 
     # Both at once
 
@@ -633,7 +633,7 @@ class WebSocket(ObjectStream[str | bytes]):
     @property
     def id(self) -> str:
         """Eight hexadecimal digits that tell this connection from others in the log."""
-        return self._core.id
+        return self._core.log.id
 
     @property
     def local_address(self) -> tuple[str, int] | str | None:

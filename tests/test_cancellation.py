@@ -135,7 +135,7 @@ async def test_a_timeout_around_ping_leaves_the_connection_usable():
         await peer.send_frame(PONG, frame.payload)  # too late, and ignored
         await peer.send_frame(TEXT, b"next")
         assert await ws.receive() == "next"
-        assert not ws._core.pings
+        assert not ws._core.pings.in_flight
 
 
 @pytest.mark.virtual_time

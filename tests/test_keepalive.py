@@ -87,7 +87,7 @@ async def test_pings_of_keepalive_that_get_no_pong_of_their_own_do_not_pile_up()
             await peer.send_frame(PONG, b"unsolicited")
         await settle()
         assert ws.stats.pings_sent == 10
-        assert len(ws._core.pings) == 2
+        assert len(ws._core.pings.in_flight) == 2
         await peer.send_frame(PONG, b"the application's")
         assert await call.wait() == pytest.approx(90)
 
@@ -245,8 +245,8 @@ async def test_a_ping_behind_an_outbox_that_moves_may_wait():
             peer.pause()  # and hangs again
             await settle()
         assert ws.close_info is None
-        assert all(ping.sent is None for ping in ws._core.pings.values())
-        assert len(ws._core.pings) == 1
+        assert all(ping.sent is None for ping in ws._core.pings.in_flight.values())
+        assert len(ws._core.pings.in_flight) == 1
         assert ws._outbox.size > 0
 
 
@@ -265,7 +265,7 @@ async def test_the_clock_of_a_pong_starts_when_the_ping_was_written():
     async with raw_peer(ping_interval=10, ping_timeout=5) as (peer, ws), anyio.create_task_group() as tg:
         calls, sent = await fill(peer, ws, tg)
         await anyio.sleep(14)
-        assert len(ws._core.pings) == 1
+        assert len(ws._core.pings.in_flight) == 1
         peer.resume()
         await calls[-1].wait()
         received = [await peer.receive_frame() for _ in range(len(sent) + 1)]

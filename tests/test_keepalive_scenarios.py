@@ -261,7 +261,7 @@ async def test_a_flood_of_unsolicited_pongs_costs_nothing_and_proves_life(role: 
         assert ws.close_info is None
         assert ws.stats.pings_sent == 0
         assert ws.latency is None
-        assert not ws._core.pings
+        assert not ws._core.pings.in_flight
 
 
 # A peer that is gone

@@ -108,7 +108,7 @@ def nobody_waits(ws: WebSocket) -> None:
     assert not core.outbox._drained
     assert core.receiver is None
     assert core.closers == 0
-    assert not core.pings
+    assert not core.pings.in_flight
 
 
 async def usable(peer: RawPeer, ws: WebSocket) -> list[Frame]:

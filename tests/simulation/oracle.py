@@ -319,14 +319,14 @@ class Endpoint:
             self._heard = now
         size = core.outbox.size
         if size > self.options.write_buffer_size:
-            bound = self.options.write_buffer_size + self._bound_of_a_message() + CONTROL_FRAME * (core.pings_sent + 2)
+            bound = self.options.write_buffer_size + self._bound_of_a_message() + CONTROL_FRAME * (core.pings.sent + 2)
             self.expect(size < bound, f"{size} bytes in the outbox, bound {bound}")
         if core.closing:
             self.note_closing()
         if not getattr(self.transport, "_breaking", False):  # else it is amid a write, and `taken` is to come
-            many = core.pongs_sent > self._pongs and core.outbox.taken < self._control_end
+            many = core.pings.answered > self._pongs and core.outbox.taken < self._control_end
             self.expect(not many, "a Pong joins one that waits")
-            self._pongs, self._control_end = core.pongs_sent, core.outbox._control_end
+            self._pongs, self._control_end = core.pings.answered, core.outbox._control_end
         info = self.ws.close_info
         if info is not self.info:
             self.expect(self.info is None, f"close_info changed from {self.info} to {info}")
@@ -505,7 +505,7 @@ class Endpoint:
         self.expect(not (outbox._turns or outbox._drained), "a sender waits for ever")
         self.expect(core.receiver is None and not core.closers, "a receiver or a closer was left")
         self.expect(not outbox.size and not outbox._buffers, "something was left in the outbox")
-        self.expect(not [ping for ping in core.pings.values() if ping.done], "a waiting ping was left")
+        self.expect(not [ping for ping in core.pings.in_flight.values() if ping.done], "a waiting ping was left")
         live = [timer.callback for timer in core.loop._timers if timer.callback is not None]
         self.expect(not live, f"timers were left: {live}")
         self._check_agreement(info)
