@@ -80,8 +80,7 @@ class ClientHandshake:
             ("Sec-WebSocket-Version", "13"),
         ]
         if "Host" not in added:
-            # RFC 9110 §7.2: "A user agent that sends Host SHOULD send it as the first field in the header section".
-            fields.insert(0, ("Host", url.host_header))
+            fields.append(("Host", url.host_header))
         if self._offered:
             fields.append(("Sec-WebSocket-Protocol", ", ".join(self._offered)))
         if offers := format_extensions(
@@ -95,6 +94,8 @@ class ClientHandshake:
         if user_agent_header is not None and "User-Agent" not in added:
             fields.append(checked_field("User-Agent", user_agent_header, "user_agent_header"))
         fields += added.multi_items()
+        # RFC 9110 §7.2: "A user agent that sends Host SHOULD send it as the first field in the header section".
+        fields.sort(key=lambda field: field[0].lower() != "host")
         headers = Headers.trusted([name for name, _ in fields], [value for _, value in fields])
         self.request: Request = Request("GET", url.target, headers, is_websocket=True)
         # The answer. h11 knows that an upgrade may follow only if it has seen the request.

@@ -114,8 +114,15 @@ def test_additional_headers_may_replace_host_user_agent_and_origin() -> None:
     assert {name: handshake.request.headers.get_all(name) for name in headers} == {
         name: [value] for name, value in headers.items()
     }
-    # h11 sends Host first.
     assert b"\r\nhost: other\r\n" in handshake.request_bytes()
+
+
+@pytest.mark.parametrize("headers", [{}, {"X-Token": "t", "HOST": "other", "Cookie": "a=b"}])
+def test_host_comes_first_in_what_is_sent_and_in_the_request(headers: HeadersLike) -> None:
+    handshake = client(additional_headers=headers)
+    fields = [f"{name}: {value}" for name, value in handshake.request.headers.multi_items()]
+    assert fields[0].lower().startswith("host: ")
+    assert head_lines(handshake.request_bytes())[1:] == fields
 
 
 @pytest.mark.parametrize(
