@@ -48,13 +48,14 @@ class Attendant:
     """
 
     __slots__ = (
-        "_admitted", "_owner", "_remote_address", "core", "handling", "out_of_time", "scope", "task", "ws",
+        "_admitted", "_owner", "_refused", "_remote_address", "core", "handling", "out_of_time", "scope", "task", "ws",
     )  # fmt: skip
 
     def __init__(self, attendants: "Attendants", remote_address: Address) -> None:
         self._owner = attendants
         self._remote_address = remote_address
         self._admitted = False
+        self._refused = False
         self.task: Any = None
         self.ws: WebSocket | None = None
         self.core: Core | None = None
@@ -90,6 +91,10 @@ class Attendant:
             )
         except HandshakeError:
             return False
+        except BaseException:
+            if not self._refused:
+                owner.rejected += 1  # the end of the server, or of the program, cuts it short
+            raise
         owner.accepted += 1
         if owner.draining:  # while the 101 waited to be sent
             self.core.close(*owner.farewell)
@@ -105,6 +110,7 @@ class Attendant:
     def refused(self, exc: HandshakeError) -> None:
         owner = self._owner
         owner.rejected += 1
+        self._refused = True
         if isinstance(exc, HandshakeRejected):
             answer = exc.response
             logger.info(
@@ -168,7 +174,7 @@ class Attendants:
     Attributes:
         handler: the server's, and so the rest.
         accepted: connections that were opened.
-        rejected: opening handshakes that failed, or were refused.
+        rejected: opening handshakes that failed, were refused, or were cut short by the end of the server.
         opened: connections that are open, or were accepted and are about to be, or in their closing handshake.
         draining: no more are opened.
         farewell: code and reason of everyone's Close then.
@@ -226,6 +232,7 @@ class Attendants:
     def start(self, transport: Transport, remote_address: Address) -> None:
         """Attend to a connection; if all others are cancelled already, just close it."""
         if self._leaving:
+            self.rejected += 1
             transport.abort()
             return
         attendant = Attendant(self, remote_address)

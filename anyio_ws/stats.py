@@ -37,7 +37,8 @@ class ServerStats:
 
     Attributes:
         accepted: connections that were opened.
-        rejected: handshakes that were answered with something other than 101, or failed.
+        rejected: handshakes that were answered with something other than 101, failed, or were cut short because the
+            server was drained or left.
         open: connections that are open now.
     """
 

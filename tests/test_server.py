@@ -920,6 +920,73 @@ async def test_leaving_drops_connections_in_their_handshake() -> None:
         assert await peer.raw.receive_eof() == b""
 
 
+async def test_a_handshake_that_leaving_cuts_short_is_counted_as_rejected() -> None:
+    async with AsyncPeer() as peer:
+        async with MemoryServer(echo) as server:
+            await peer.dial(server)
+            await peer.raw.send(b"GET /")
+            await settle()
+        assert server.stats == ServerStats(accepted=0, rejected=1, open=0)
+
+
+async def test_a_101_that_leaving_cuts_short_is_counted_as_rejected() -> None:
+    async with AsyncPeer() as peer:
+        async with MemoryServer(echo, process_request=slow_101) as server:
+            await peer.dial(server)
+            peer.raw.pause()
+            await peer.raw.send(UPGRADE + b"\r\n")
+            await settle()
+        assert server.stats == ServerStats(accepted=0, rejected=1, open=0)
+
+
+async def test_a_handshake_whose_process_request_ends_the_program_is_counted_as_rejected() -> None:
+    def process_request(request: Request) -> None:
+        raise SystemExit(3)
+
+    async with AsyncPeer() as peer:
+        with pytest.raises(SystemExit):
+            async with MemoryServer(echo, process_request=process_request) as server:
+                await peer.dial(server)
+                await peer.raw.send(UPGRADE + b"\r\n")
+                await anyio.sleep_forever()
+        assert server.stats == ServerStats(accepted=0, rejected=1, open=0)
+
+
+async def test_a_refusal_that_leaving_cuts_short_is_counted_once() -> None:
+    async with AsyncPeer() as peer:
+        async with MemoryServer(echo) as server:
+            await peer.dial(server)
+            await peer.raw.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+            assert (await head(peer.raw)).startswith(b"HTTP/1.1 426 ")
+        assert server.stats == ServerStats(accepted=0, rejected=1, open=0)
+
+
+async def test_a_connection_that_comes_while_the_server_is_being_left_is_counted_as_rejected() -> None:
+    leaving = anyio.Event()
+    go = anyio.Event()
+
+    async def handler(ws: WebSocket) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            leaving.set()
+            with anyio.CancelScope(shield=True):
+                await go.wait()
+
+    async def late(server: MemoryServer) -> None:
+        await leaving.wait()
+        await peer.dial(server)
+        assert await peer.raw.receive_eof() == b""
+        go.set()
+
+    async with AsyncPeer() as first, AsyncPeer() as peer, anyio.create_task_group() as group:
+        async with MemoryServer(handler) as server:
+            await opened(await first.dial(server))
+            group.start_soon(late, server)
+            await settle()
+        assert server.stats == ServerStats(accepted=1, rejected=1, open=0)
+
+
 class AsyncPeer:
     """A raw client that outlives the server."""
 
@@ -1170,6 +1237,7 @@ async def test_drain_does_not_wait_for_a_client_that_has_not_asked() -> None:
         await server.drain()
         assert anyio.current_time() - started == pytest.approx(1, abs=0.1)
         assert await silent.receive_eof() == b""
+        assert server.stats == ServerStats(accepted=0, rejected=1, open=0)
 
 
 async def test_drain_closes_the_listeners() -> None:
