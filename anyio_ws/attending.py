@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, cast
 
-from anyio import CancelScope, current_time, get_cancelled_exc_class, sleep_forever
+from anyio import CancelScope, get_cancelled_exc_class, sleep_forever
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from .core import Core, closing_code
@@ -22,6 +22,7 @@ from .exceptions import HandshakeError, HandshakeRejected
 from .logs import NO_ID
 from .logs import server_logger as logger
 from .loops import Loop
+from .opening import end
 from .protocol import Response
 from .running import is_own_closing
 from .tasks import Tasks
@@ -151,21 +152,17 @@ class Attendant:
                     code = 1001
                 await checkpoint_if_cancelled()
             if code == 1011:
-                # The last who waits in aclose() drops the connection.
-                with CancelScope(deadline=current_time() + self._owner.rules.options.ending_bound):
-                    await ws.aclose(code)
+                await end(ws, core, code, self._owner.rules.options.ending_bound)
             else:
                 await ws.aclose(code)
         except BaseException as exc:
             if not core.closing or self.out_of_time:
                 if not isinstance(exc, get_cancelled_exc_class()):
                     code = closing_code(exc)  # KeyboardInterrupt or SystemExit, which will end the program
-                bound = self._owner.rules.options.ending_bound
-                with CancelScope(shield=True, deadline=current_time() + bound):
-                    await ws.aclose(code)
+                await end(ws, core, code, self._owner.rules.options.ending_bound)
             raise
         finally:
-            core.abort()  # nothing happens if it is gone; else tasks outside the handler may wait for it
+            core.let_go()  # tasks outside the handler may wait for it
 
 
 class Attendants:

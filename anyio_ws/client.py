@@ -140,7 +140,7 @@ class connect(Block):
         self._transport: Transport | None = None
         self._remote_address: tuple[str, int] | str | None = None
 
-    async def _open(self, loop: Loop) -> WebSocket:
+    async def _open(self, loop: Loop) -> tuple[WebSocket, Core]:
         timeout = self._options.open_timeout
         with CancelScope(deadline=math.inf if timeout is None else current_time() + timeout):
             try:
@@ -151,7 +151,7 @@ class connect(Block):
                 raise
         raise OpenTimeout(f"{self._url} was not open within open_timeout={timeout:g} s: {self._phase}")
 
-    async def _handshaken(self, loop: Loop) -> WebSocket:
+    async def _handshaken(self, loop: Loop) -> tuple[WebSocket, Core]:
         """Connect and do the opening handshake."""
         handshake = self._handshake
         transport = self._transport = await self._connected(loop)
@@ -169,7 +169,7 @@ class connect(Block):
         core = Core(transport, loop, self._options, is_client=True, extensions=handshake.extensions)
         ws = WebSocket(core, handshake.request, response, handshake.subprotocol, self._remote_address)
         opening.hand_over(core, handshake.trailing_data)
-        return ws
+        return ws, core
 
     async def _connected(self, loop: Loop) -> Transport:
         url = self._url

@@ -356,6 +356,10 @@ class Core:
 
     def fail(self, exc: Exception, initiator: Literal["local", "peer"] = "peer") -> None:
         """The connection broke, or is given up: nothing more moves in either direction."""
+        self._break(exc, initiator)
+        self._go(abort=True)
+
+    def _break(self, exc: Exception, initiator: Literal["local", "peer"]) -> None:
         if not self.ended:
             began, error, received = self._began, self.connection.error, self.connection.close_received
             if began is not None:
@@ -366,7 +370,6 @@ class Core:
                 self._end(CloseInfo(received.code, received.reason, "peer", clean=False, cause=exc))
             else:
                 self._end(CloseInfo(1006, "", initiator, clean=False, cause=exc))
-        self._go(abort=True)
 
     # Receiving
 
@@ -668,6 +671,20 @@ class Core:
         """Close the transport at once, and wake whoever waits, also if the transport was closed without us."""
         if not (self.ended and self.gone):
             self.fail(ConnectionAbortedError("the connection was aborted here"), "local")
+
+    def let_go(self) -> None:
+        """Close the transport now that nobody waits for the peer any longer. Nothing happens if it is closed.
+
+        It destroys nothing that is on its way: a peer that is only slow still finds our Close, and no reset. What has
+        not left this process yet is another matter: the peer does not take it, so the system is not to keep it either.
+        """
+        # It may be us who are slow, and its answer is here.
+        looked = not self.gone and self.transport.poll()
+        if looked and not self.gone and self.closing and not self.outbox.size and not self.transport.unsent:
+            self._break(ConnectionAbortedError("the connection was closed here, without the peer's answer"), "local")
+            self._go()
+        else:
+            self.abort()
 
     def exception(self, receiving: bool = False) -> ConnectionClosed:
         """The exception that says why the connection has ended, or is closing."""

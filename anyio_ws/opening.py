@@ -152,6 +152,17 @@ class Opening(Generic[T]):
             core.eof()
 
 
+async def end(ws: WebSocket, core: Core, code: int, seconds: float) -> None:
+    """Close a connection whose block, or handler, a cancellation or an exception has ended.
+
+    The Close is sent before anything suspends: the time is the peer's, who is to answer. It would not do to spend it on
+    the other tasks of a busy event loop, which may be thousands of connections that end at the same time.
+    """
+    core.close(code, "")
+    with CancelScope(shield=True, deadline=current_time() + seconds):
+        await ws.aclose()
+
+
 class Block(ABC):
     """`async with`: opens a connection, and closes it with the code that says how the block ended.
 
@@ -166,7 +177,7 @@ class Block(ABC):
         self._tasks: Tasks | None = None
 
     @abstractmethod
-    async def _open(self, loop: Loop) -> WebSocket:
+    async def _open(self, loop: Loop) -> tuple[WebSocket, Core]:
         """Open the connection, or raise and leave nothing open."""
 
     async def __aenter__(self) -> WebSocket:
@@ -176,7 +187,7 @@ class Block(ABC):
         self._loop = open_loop(self._tasks.start_service)
         self._task = self._loop.current_task()
         try:
-            self._websocket = await self._open(self._loop)
+            self._websocket, self._core = await self._open(self._loop)
         except BaseException as exc:
             await self._leave(exc)
             raise
@@ -192,8 +203,7 @@ class Block(ABC):
             if exc is None:
                 await ws.aclose()
             else:
-                with CancelScope(shield=True, deadline=current_time() + self._options.ending_bound):
-                    await ws.aclose(closing_code(exc))
+                await end(ws, self._core, closing_code(exc), self._options.ending_bound)
         except BaseException as late:
             await self._leave(late)
             raise

@@ -21,7 +21,7 @@ from anyio import TASK_STATUS_IGNORED, Event
 from anyio.abc import TaskStatus
 
 from .attending import Attendants, Handler
-from .core import check_close
+from .core import Core, check_close
 from .logs import NO_ID
 from .logs import server_logger as logger
 from .loops import Loop, open_loop
@@ -131,11 +131,11 @@ class accept(Block):
         )
         self._options = self._rules.options
 
-    async def _open(self, loop: Loop) -> WebSocket:
+    async def _open(self, loop: Loop) -> tuple[WebSocket, Core]:
         transport: Transport = StreamTransport(self._stream, loop)
         if self._ssl is not None:
             transport = TLSTransport(transport, self._ssl, loop.budget, server_side=True)
-        return (await upgrade(transport, loop, self._rules, secure=self._ssl is not None))[0]
+        return await upgrade(transport, loop, self._rules, secure=self._ssl is not None)
 
 
 class Server:

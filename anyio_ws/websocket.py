@@ -601,7 +601,7 @@ class WebSocket(ObjectStream[str | bytes]):
         finally:
             core.closers -= 1
             if not core.closers:
-                core.abort()  # nothing happens if it is gone
+                core.let_go()
 
     @uninterruptible
     def abort(self) -> None:

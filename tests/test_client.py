@@ -676,6 +676,20 @@ async def test_leaving_on_cancellation_says_1001() -> None:
     assert [closed.code for closed in seen] == [1001]
 
 
+@pytest.mark.virtual_time
+async def test_leaving_says_why_although_the_event_loop_is_busy_for_longer_than_the_bound() -> None:
+    async def others() -> None:
+        await anyio.sleep(5)
+
+    async with one_client() as (client, seen):
+        with pytest.raises(ValueError, match="mine"):
+            async with client as ws:
+                ws._budget.sends = 1  # the next call lets the others have their turn
+                ws._loop.checkpoint = others
+                raise ValueError("mine")
+    assert [closed.code for closed in seen] == [1011]
+
+
 async def test_an_exception_in_a_cancelled_block_comes_out() -> None:
     error = ValueError("mine")
     async with one_client() as (client, seen):

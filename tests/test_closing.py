@@ -310,6 +310,17 @@ async def test_a_violation_after_our_close_ends_it_without_a_second_close():
         assert await peer.receive_eof() == b""
 
 
+async def test_an_answer_that_is_here_when_a_close_is_given_up_counts():
+    async with raw_peer() as (peer, ws), anyio.create_task_group() as tg:
+        call = Call(tg, ws.aclose, 1001)
+        assert (await peer.receive_frame()).opcode == CLOSE
+        call.cancel()
+        await peer.send_close(1001)  # which the event loop, being busy, gets to see only after that
+        await settle()
+        assert call.cancelled
+        assert ws.close_info == CloseInfo(1001, "", "local", clean=True)
+
+
 async def test_a_close_that_finds_the_connection_broken():
     async with raw_peer() as (peer, ws):
         peer._transport.closed = True  # nobody has noticed yet

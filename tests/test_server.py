@@ -866,6 +866,68 @@ async def test_leaving_takes_a_second_with_peers_that_are_stuck() -> None:
 
 
 @pytest.mark.virtual_time
+async def test_leaving_says_1001_to_hundreds_and_resets_nobody() -> None:
+    async def answer(peer: RawPeer) -> None:
+        frames.append((await peer.receive_frame()).payload)
+        await peer.send_close(1001)
+        peer.close()
+
+    frames: list[bytes] = []
+    peers: list[RawPeer] = []
+    async with Tasks() as tasks:
+        loop = open_loop(tasks.start_service)
+        async with anyio.create_task_group() as group:
+            async with MemoryServer(echo) as server:
+                for _ in range(500):
+                    transport = server._pipe(loop)
+                    peers.append(RawPeer(transport, loop, is_client=True))
+                    transport.start()
+                    await opened(peers[-1])
+                prompt, slow = peers[::2], peers[1::2]
+                for peer in prompt:
+                    group.start_soon(answer, peer)
+                started = anyio.current_time()
+            assert anyio.current_time() - started == pytest.approx(1, abs=0.1)
+        assert frames == [b"\x03\xe9"] * 250
+        for peer in slow:
+            assert (await peer.receive_frame()).payload == b"\x03\xe9"
+            assert await peer.receive_eof() == b""
+            assert not peer._transport._broken
+        assert server.stats == ServerStats(accepted=500, rejected=0, open=0)
+        loop.close()
+
+
+@pytest.mark.virtual_time
+async def test_1001_is_said_although_the_event_loop_is_busy_for_longer_than_the_bound() -> None:
+    async def others() -> None:
+        await anyio.sleep(5)
+
+    async def handler(ws: WebSocket) -> None:
+        try:
+            await ws.wait_closed()
+        finally:
+            ws._budget.sends = 1  # the next call lets the others have their turn
+            ws._loop.checkpoint = others
+
+    async with AsyncPeer() as peer:
+        async with MemoryServer(handler) as server:
+            await opened(await peer.dial(server))
+        assert (await peer.raw.receive_frame()).payload == b"\x03\xe9"
+
+
+@pytest.mark.virtual_time
+async def test_leaving_during_a_drain_resets_nobody() -> None:
+    async with AsyncPeer() as peer:
+        async with MemoryServer(echo) as server:
+            await opened(await peer.dial(server))
+            with anyio.move_on_after(0.5):
+                await server.drain(1012, "restart")
+        assert await peer.raw.receive_frame() == RawFrame(Opcode.CLOSE, encode_close(1012, "restart"))
+        assert await peer.raw.receive_eof() == b""
+        assert not peer.raw._transport._broken
+
+
+@pytest.mark.virtual_time
 async def test_leaving_wakes_the_tasks_outside_a_handler_that_use_its_connection() -> None:
     errors: list[ConnectionClosed] = []
 
@@ -1228,7 +1290,6 @@ async def test_drain_closes_everyone_with_its_code_and_returns_after_the_last_ha
         assert codes == [CloseInfo(1012, "restart", "peer", clean=True)] * 2
 
 
-@pytest.mark.real_time
 @pytest.mark.virtual_time
 async def test_drain_does_not_wait_for_a_client_that_has_not_asked() -> None:
     async with MemoryServer(echo) as server, dial(server) as silent:

@@ -210,6 +210,39 @@ async def test_a_sender_who_is_blocked_while_we_close_is_let_go(role: str, end: 
     assert (info.code, info.initiator, info.clean) == (1000, "local", False)
 
 
+@we_are
+async def test_a_close_that_is_given_up_can_still_be_read(role: str) -> None:
+    # A RST would tell a peer that is only slow of a failure, and on some systems destroy the Close on its way.
+    async with link(role) as (peer, ws), anyio.create_task_group() as group:
+        with freed(ws), anyio.fail_after(PROMPT):
+            closing = Call(group, ws.aclose)
+            await until(lambda: ws._core.closing)
+            closing.cancel()
+            await ws.wait_closed()
+        await peer.hear_close()
+        assert await some(peer.sock) == b""
+    info = ws.close_info
+    assert info is not None
+    assert (info.code, info.initiator, info.clean) == (1000, "local", False)
+    assert isinstance(info.cause, ConnectionAbortedError)
+
+
+@we_are
+async def test_a_close_that_is_given_up_while_the_peer_takes_nothing_resets(role: str) -> None:
+    # Else the kernel would keep for minutes what nobody may ever read.
+    async with link(role) as (peer, ws), anyio.create_task_group() as group:
+        Call(group, ws.send, bytes(2**24))
+        await until(lambda: ws._core.outbox.blocked)
+        with freed(ws), anyio.fail_after(PROMPT):
+            closing = Call(group, ws.aclose)
+            await until(lambda: ws._core.closing)
+            closing.cancel()
+            await ws.wait_closed()
+        with pytest.raises(ConnectionResetError):
+            while await some(peer.sock):
+                pass
+
+
 # The peer ends an open connection
 
 
