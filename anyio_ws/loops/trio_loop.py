@@ -102,8 +102,28 @@ class TrioLoop(Loop):
         start(function, *args)
 
     async def _host(self) -> None:
-        async with trio.open_nursery() as self._nursery:
-            await trio.sleep_forever()
+        try:
+            async with trio.open_nursery() as self._nursery:
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None
+
+    def start_io(self, function: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Start a watcher or a writer: as `spawn` does, but where there are many it costs a third of that."""
+        if self._nursery is None:
+            self.spawn(function)
+        else:
+            self._nursery.start_soon(self._guard, function)
+
+    @uninterruptible
+    async def _guard(self, function: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """What a task raises comes out of the owner as it is: from our nursery it would come out in a group."""
+        try:
+            await function()
+        except trio.Cancelled:
+            raise
+        except BaseException as exc:
+            self.spawn(_fail, exc)
 
     def close(self) -> None:
         self._timers.clear()
@@ -144,6 +164,10 @@ class TrioLoop(Loop):
             flagged, self._flagged, self._flags_due = self._flagged, [], math.inf
             for readiness in flagged:
                 readiness.start_watcher()
+
+
+async def _fail(exc: BaseException) -> None:
+    raise exc
 
 
 class TrioReadiness(Readiness):
@@ -232,7 +256,7 @@ class TrioReadiness(Readiness):
     def watch(self) -> None:
         if self._reading and not self._reader:
             self._reader = True
-            self._loop.spawn(self._watch)
+            self._loop.start_io(self._watch)
 
     def start_watcher(self) -> None:
         self._flagged = False
@@ -263,7 +287,7 @@ class TrioReadiness(Readiness):
         self._writing = True
         if not self._writer:
             self._writer = True
-            self._loop.spawn(self._write)
+            self._loop.start_io(self._write)
 
     def write_done(self) -> None:
         self._writing = False

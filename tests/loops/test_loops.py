@@ -532,6 +532,29 @@ async def test_trio_watch_starts_at_once_and_only_one(pair: tuple[Connection, so
 
 @pytest.mark.virtual_time
 @pytest.mark.loops("trio")
+async def test_trio_what_a_watcher_among_many_tasks_raises_comes_out_of_the_owner_as_it_is() -> None:
+    import trio
+
+    error = SystemExit(3)  # of a logging handler, for example
+
+    def readable() -> int:
+        raise error
+
+    near, far = socket.socketpair()
+    with near, far, pytest.raises(SystemExit) as info:
+        async with owner() as loop:
+            loop.start_task(trio.sleep_forever)
+            await settle()
+            readiness = loop.readiness(near, readable, lambda: None)
+            readiness.start()
+            readiness.watch()
+            far.send(b"1")
+            await trio.sleep_forever()
+    assert info.value is error
+
+
+@pytest.mark.virtual_time
+@pytest.mark.loops("trio")
 async def test_trio_a_flag_is_not_for_a_connection_that_was_paused_meanwhile(
     pair: tuple[Connection, socket.socket],
 ) -> None:
