@@ -103,12 +103,10 @@ def _ending_of(client: Facts, server: Facts, *, all_rough: bool) -> list[str]:
     return faults
 
 
-def level_faults(name: str, before: Facts, after: Facts, memory: str, growth: int) -> list[str]:
-    """A process has the memory, the descriptors and the tasks that it had."""
-    faults = []
-    for what in ("descriptors", "tasks"):
-        if after[what] > before[what]:
-            faults.append(f"{name} has {after[what]} {what}, had {before[what]}")
-    if (grown := after[memory] - before[memory]) > growth:
-        faults.append(f"{name}: {memory} memory has grown by {grown:,} bytes, bound {growth:,}")
-    return faults
+def level_faults(name: str, before: Facts, after: Facts, bounds: dict[str, int]) -> list[str]:
+    """A process has what it had: no figure has grown by more than its bound."""
+    return [
+        f"{name}: {what} have grown from {before[what]:,} to {after[what]:,}, bound {bound:,}"
+        for what, bound in bounds.items()
+        if after[what] - before[what] > bound
+    ]

@@ -128,7 +128,8 @@ class Clients:
             command = self.command
             self._addresses = command["addresses"]
             self._port = command["port"]
-            self._options = {**OPTIONS, "open_timeout": 60, "close_timeout": command["close_timeout"]}
+            own = {name: command[name] for name in ("close_timeout", "compression")}
+            self._options = {**OPTIONS, "open_timeout": 60, **own}
             async with anyio.create_task_group() as background:
                 background.start_soon(self._harvest_always)
                 async with anyio.create_task_group() as group:

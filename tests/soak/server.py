@@ -138,7 +138,8 @@ class Service:
             group.start_soon(self._tell_everybody, self.command["news_pause"])
             group.start_soon(self._harvest_always)
             timeouts = {name: self.command[name] for name in ("open_timeout", "close_timeout")}
-            async with Server(self.handle, ADDRESSES, 0, **timeouts, **OPTIONS) as server:
+            compression = self.command["compression"]
+            async with Server(self.handle, ADDRESSES, 0, compression=compression, **timeouts, **OPTIONS) as server:
                 await self._link.send("serving", port=server.port, addresses=ADDRESSES)
                 await self._next_command(server)
                 begun = time.monotonic()
