@@ -41,7 +41,7 @@ from .transports.base import Buffer, Transport
 from .workers import finish_deferred
 
 STALL = 1.0
-"""Seconds that the timer of idle_timeout may be late before it gives the peer as much time again."""
+"""Seconds that the timer of idle_timeout or open_timeout may be late before it gives the peer as much time again."""
 
 FRAME_PARTS = 16384
 """Bytes of payload from which on a frame is sent as header and payload, and not copied into one block."""

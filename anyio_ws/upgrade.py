@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from anyio import CancelScope
 
-from .core import Core
+from .core import STALL, Core
 from .exceptions import ConnectFailed, HandshakeError, HandshakeRejected, OpenTimeout
 from .logs import NO_ID, server_logger
 from .loops import Loop
@@ -128,14 +128,15 @@ class _Deadline:
     A timer of the server's is much cheaper than a cancel scope. Only what the application does needs one.
     """
 
-    __slots__ = ("_loop", "_opening", "_timer", "_transport", "asking", "passed", "seconds")
+    __slots__ = ("_loop", "_opening", "_spared", "_timer", "_transport", "asking", "passed", "seconds")
 
     def __init__(self, transport: Transport, opening: Opening[Request], loop: Loop, seconds: float | None) -> None:
         self._transport = transport
         self._opening = opening
         self._loop = loop
         self.seconds = seconds
-        self._timer = None if seconds is None else loop.call_at(loop.time() + seconds, self._due)
+        self._timer = None if seconds is None else loop.call_at(loop.time() + seconds, self._ring)
+        self._spared = False
         self.passed = False
         self.asking: CancelScope | None = None
 
@@ -148,6 +149,15 @@ class _Deadline:
     def cancel(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+
+    def _ring(self) -> None:
+        assert self._timer is not None
+        now = self._loop.time()
+        if now - self._timer.when > STALL and not self._spared:  # the event loop was blocked: what came is read first
+            self._spared = True
+            self._timer = self._loop.call_at(now + STALL, self._ring)
+        else:
+            self._due()
 
     def _due(self) -> None:
         self.passed = True

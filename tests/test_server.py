@@ -592,6 +592,30 @@ async def test_a_slow_handshake_is_dropped_after_open_timeout(caplog: pytest.Log
 
 
 @pytest.mark.virtual_time
+async def test_a_request_that_waited_while_the_event_loop_was_blocked_is_in_time() -> None:
+    async with MemoryServer(echo, open_timeout=5) as server, dial(server) as peer:
+        await settle()
+        await peer.send(UPGRADE + b"\r\n")
+        jump(10)
+        assert (await head(peer)).startswith(b"HTTP/1.1 101 ")
+        await peer.send_frame(Opcode.TEXT, b"open")
+        assert await peer.receive_frame() == RawFrame(Opcode.TEXT, b"open")
+
+
+@pytest.mark.virtual_time
+async def test_a_blocked_event_loop_puts_open_timeout_off_once() -> None:
+    async with MemoryServer(echo, open_timeout=5) as server, dial(server) as peer:
+        await settle()
+        jump(10)
+        await settle()
+        assert server.stats.rejected == 0
+        jump(10)
+        assert await peer.receive_eof() == b""
+        await settle()
+        assert server.stats.rejected == 1
+
+
+@pytest.mark.virtual_time
 async def test_open_timeout_none_waits() -> None:
     async with MemoryServer(echo, open_timeout=None) as server, dial(server) as peer:
         await anyio.sleep(3600)
