@@ -77,7 +77,7 @@ class Clock:
         epoch: counts the times when nothing could happen.
         jumped: seconds for which the event loop was blocked; `jumps` says how often, `last_jump` when it ended.
         is_instant: the network is good, and takes no time.
-        stirred: when it was last seen that something has happened.
+        stirred: when something has happened last, a call that began or ended among it.
         faults: what the network did that no good one does.
         broken: what was found to be untrue.
     """
@@ -213,12 +213,14 @@ class Endpoint:
     def begin_call(self, kind: str) -> Call:
         self.check()
         self.clock.moment += 1
+        self.clock.stirred = self.dice.now()
         call = Call(kind, self.dice.now(), self.clock.epoch, self.clock.jumped)
         self.calls.append(call)
         return call
 
     def end_call(self, call: Call) -> None:
         self.clock.moment += 1
+        self.clock.stirred = self.dice.now()
         self.calls.remove(call)
         self.check()
 

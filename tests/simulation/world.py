@@ -244,6 +244,7 @@ class World:
     # What the world does
 
     def _happened(self) -> None:
+        self.clock.stirred = self.dice.now()
         for end in self.ends:
             if end.is_open:
                 end.check()
@@ -305,7 +306,6 @@ class World:
             self._pace = min(2 * self._pace, 4096)
         else:
             self._pace = self.dice.random.choice((1, 3, 30, 300))
-            self.clock.stirred = self.dice.now()
         self._looked = moment
         ticks = math.floor(self.dice.now() / TICK) + self._pace
         when = ticks * TICK + TICK / 1024
