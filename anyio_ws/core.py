@@ -378,6 +378,7 @@ class Core:
         connection = self.connection
         if connection.deferred is not None:
             deferred, connection.deferred = connection.deferred, None
+            self.stopped = False  # also if the connection has ended: it came before that
             self.hold_back(deferred)
             self.loop.spawn(finish_deferred, self, deferred)
         self.pings.received()
@@ -406,7 +407,10 @@ class Core:
         """A worker thread has finished a message: go on behind it."""
         if deferred is not self._behind:
             return  # the connection is closing
-        if isinstance(outcome, ProtocolError) and outcome.close_code == 1009 and (held := deferred.in_parts()):
+        self.stopped = self.ended  # unless there is more like this behind it
+        too_big = isinstance(outcome, ProtocolError) and outcome.close_code == 1009
+        held = deferred.in_parts() if too_big and not self.ended else None
+        if isinstance(outcome, ProtocolError) and held is not None:
             self.held = held
             self.connection.too_big = outcome
             self._hold(outcome)
@@ -459,7 +463,7 @@ class Core:
     def _let_go(self) -> None:
         if self.connection.too_big is not None:
             self.connection.too_big = None
-            self.stopped = False
+            self.stopped = self.ended
 
     def _used_up(self, new: int) -> None:
         """There is no room left, unless messages were taken since it was counted."""
@@ -495,8 +499,7 @@ class Core:
             self.received(0)
             new = len(inbox) - before
         self._filing = False
-        if not self.closing:
-            self.room = self._limit
+        self.room = self._limit
 
     def _pause(self) -> None:
         if not self.paused:
@@ -641,8 +644,9 @@ class Core:
 
     def _begin_closing(self) -> None:
         self.closing = True
+        # What comes now is discarded, so it needs no room.
         self._behind = self.held = None
-        self.room = self._limit = sys.maxsize  # what comes now is discarded, so it needs no room
+        self.room = self._limit = sys.maxsize
 
     def _discard(self) -> None:
         """Nobody is to receive what is in the inbox."""
@@ -660,6 +664,7 @@ class Core:
         else:
             frame = self.connection.send_close(code, str(cause))
             reason = self._close_sent().reason
+            self._begin_closing()
             self.outbox.write(frame)
             if self.gone:
                 return  # it broke in this very call
@@ -732,15 +737,16 @@ class Core:
 
     def _end(self, info: CloseInfo) -> None:
         self.close_info = info
-        self.stopped = True
-        self._begin_closing()
+        self.closing = True
+        self.stopped = not isinstance(self._behind, Deferred)  # what a thread is restoring is received first
         self.outbox.close()
         if self._keepalive is not None:
             self._keepalive.stop()
         if self._idle is not None:
             self._idle.cancel()
-        for extension in self.connection.extensions:
-            extension.release()
+        if self.stopped and not self._decoder.pending:
+            for extension in self.connection.extensions:
+                extension.release()
         self.pings.end()
         if self.ended_event is not None:
             self.ended_event.set()

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyio_ws import ConnectionClosedError, ConnectionClosedOK, Deflate, Server, WebSocket, connect
-from anyio_ws.protocol import Opcode, PerMessageDeflate, encode_close
+from anyio_ws.protocol import Opcode, PerMessageDeflate, encode_close, encode_frame
 from anyio_ws.testing import RawFrame, RawPeer, connected_pair
 from support.peers import attack
 from support.tools import Call, settle
@@ -245,6 +245,77 @@ async def test_an_end_behind_a_message_in_a_thread_waits_for_it(role: str) -> No
         peer.send_eof()
         assert len(await ws.receive()) == 2 * MIB
         with pytest.raises(ConnectionClosedError):
+            await ws.receive()
+
+
+@pytest.mark.real_time
+@both_roles
+async def test_a_connection_that_breaks_behind_a_message_in_a_thread_loses_none(role: str) -> None:
+    compressor = zlib.compressobj(wbits=-15)
+    async with peer_with(role, max_size=None) as (peer, ws), anyio.create_task_group() as group:
+        receiving = Call(group, ws.receive)
+        frames = b""
+        for message in (bytes(2 * MIB), bytes(3 * MIB), b"last"):
+            payload = (compressor.compress(message) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
+            frames += encode_frame(BINARY | RSV1, payload, bytes(4) if role == "client" else None)
+        await peer.send(frames)
+        while ws._core._behind is None:
+            await anyio.lowlevel.checkpoint()
+        peer.reset()
+        ws._core.poll()  # as keepalive does, which looks at the transport also while reading is paused
+        assert ws.close_info is not None
+        assert await receiving.wait() == bytes(2 * MIB)
+        assert [await ws.receive() for _ in range(2)] == [bytes(3 * MIB), b"last"]
+        with pytest.raises(ConnectionClosedError, match="1006"):
+            await ws.receive()
+
+
+@pytest.mark.real_time
+@both_roles
+@pytest.mark.parametrize("payload", [b"\xff" * 100_000, compressed(bytes(2 * MIB))], ids=["invalid", "large"])
+async def test_an_end_behind_a_message_in_a_thread_that_is_refused(role: str, payload: bytes) -> None:
+    async with peer_with(role) as (peer, ws):
+        await peer.send_frame(BINARY | RSV1, payload)
+        while ws._core._behind is None:
+            await anyio.lowlevel.checkpoint()
+        peer.reset()
+        ws._core.poll()
+        with pytest.raises(ConnectionClosedError, match="1006"):
+            await ws.receive()
+
+
+@pytest.mark.real_time
+@both_roles
+async def test_what_was_held_back_refers_to_what_was_received_also_after_the_end(role: str) -> None:
+    compressor = zlib.compressobj(wbits=-15)
+    message = random.randbytes(800)
+    async with peer_with(role, receive_buffer_size=1000) as (peer, ws):
+        frames = b""
+        for _ in range(5):
+            payload = (compressor.compress(message) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
+            frames += encode_frame(BINARY | RSV1, payload, bytes(4) if role == "client" else None)
+        await peer.send(frames)
+        await settle()
+        assert ws._core.paused
+        peer.reset()
+        ws._core.poll()
+        assert ws.close_info is not None
+        assert [await ws.receive() for _ in range(5)] == [message] * 5
+
+
+@pytest.mark.real_time
+@both_roles
+async def test_what_was_held_back_takes_no_more_room_after_the_end(role: str) -> None:
+    frame = encode_frame(BINARY | RSV1, compressed(bytes(100_000)), bytes(4) if role == "client" else None)
+    async with peer_with(role, receive_buffer_size=1000) as (peer, ws):
+        await peer.send(frame * 100)
+        await settle()
+        peer.reset()
+        ws._core.poll()
+        for _ in range(100):
+            assert len(ws._inbox) <= 1
+            assert await ws.receive() == bytes(100_000)
+        with pytest.raises(ConnectionClosedError, match="1006"):
             await ws.receive()
 
 
