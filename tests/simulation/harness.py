@@ -5,17 +5,20 @@ import os
 import random
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
 import anyio
 
 import anyio_ws.loops
-from anyio_ws import core, outbox, websocket
+from anyio_ws import core, outbox, overflow, streams, websocket, workers
 from anyio_ws.loops import asyncio_loop, base
+from anyio_ws.protocol import deflate_backends, inflating
 from anyio_ws.testing import virtual_clock
 
-from . import sockets
+from . import oracle, sockets
+from .threads import Threads
 from .world import World
 
 
@@ -25,12 +28,14 @@ class Surroundings(logging.Handler):
     Attributes:
         errors: what the library logged as an error: it has none to log.
         entropy: instead of the system's.
+        threads: instead of anyio's.
     """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.errors: list[str] = []
         self.entropy = random.Random()
+        self.threads = Threads()
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.ERROR:
@@ -49,6 +54,9 @@ def deterministic(backend: str) -> Generator[Surroundings]:
             patch.object(base, "perf_counter", lambda: 0.0),
             patch.object(asyncio_loop, "perf_counter", lambda: 0.0),
             patch.object(os, "urandom", around.entropy.randbytes),
+            patch.object(workers, "to_thread", around.threads),
+            patch.object(core.Core, "received", oracle.watch(core.Core.received)),
+            patch.object(core.Core, "file", oracle.watch(core.Core.file)),
         ):
             if backend == "trio":
                 # Private names, as pytest-trio and trio's own support for Hypothesis: a batch of tasks runs in an order
@@ -68,7 +76,7 @@ def deterministic(backend: str) -> Generator[Surroundings]:
             else:
                 yield around
     finally:
-        rescale({})
+        rescale({}, None)
         logger.propagate = propagates
         logger.removeHandler(around)
 
@@ -82,7 +90,8 @@ class Failure(AssertionError):
             f"{pure}PYTHONPATH=tests python -m simulation --loop {backend} --kind {world.kind} --seed {world.seed}"
         )
         broken = "\n  ".join(world.clock.broken[:5]) or repr(error)
-        super().__init__(f"seed {world.seed}:\n  {broken}\nreplay: {command} --trace")
+        libraries = ", ".join(BACKENDS)
+        super().__init__(f"seed {world.seed}:\n  {broken}\nreplay, with {libraries}: {command} --trace")
         self.world = world
 
 
@@ -100,7 +109,8 @@ def simulate(
             for seed in seeds:
                 world = World(seed, kind)
                 reseed(backend, seed)
-                rescale(world.scale)
+                rescale(world.scale, world.library)
+                around.threads.begin(world.dice, world.clock)
                 around.entropy.seed(seed)
                 before = tasks_living(backend)
                 error: BaseException | None = None
@@ -123,24 +133,34 @@ def simulate(
 SIZES = {
     "JOIN_SIZE": (outbox,),
     "FRAME_PARTS": (core, websocket),
-    "FRAGMENT": (core, websocket),
+    "FRAGMENT": (core, streams),
     "UNFRAGMENTED": (core,),
+    "ROUND": (overflow,),
+    "DISCARD": (streams,),
+    "INLINE_INPUT": (inflating,),
+    "INLINE_OUTPUT": (inflating,),
 }
 """Where the library's sizes are."""
 
 USUAL = {name: getattr(modules[0], name) for name, modules in SIZES.items()}
+BACKENDS = dict(deflate_backends._backends)
 
 
-def rescale(scale: dict[str, int]) -> None:
-    """Set the library's sizes; those that are not given to what they are."""
+def rescale(scale: dict[str, int], library: str | None) -> None:
+    """Set the library's sizes, those that are not given to what they are, and the library that compresses."""
     for name, modules in SIZES.items():
         for module in modules:
             setattr(module, name, scale.get(name, USUAL[name]))
+    limits = dict.fromkeys(("fast_limit", "slow_limit"), scale["INLINE"]) if "INLINE" in scale else {}
+    names = [name for name in BACKENDS if name in (library, "zlib") or library is None]
+    deflate_backends._backends = {name: replace(BACKENDS[name], **limits) for name in names}
+    deflate_backends.compressor_pool.cache_clear()
 
 
 def reseed(backend: str, seed: int) -> None:
     """Let nothing of the runs before be left."""
     sockets.sockets.clear()
+    oracle.watched.clear()
     anyio_ws.loops._budget.set(base.Budget())
     if backend == "trio":
         import trio._core._run as run

@@ -2,17 +2,19 @@
 
 import asyncio
 import math
+import random
 from collections.abc import Awaitable, Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import anyio
 from anyio.lowlevel import checkpoint
 
-from anyio_ws import ConnectionClosed, WebSocket, accept, connect
+from anyio_ws import ConnectionClosed, Deflate, WebSocket, accept, connect
 from anyio_ws.loops import Loop, open_loop
 from anyio_ws.options import Options
 from anyio_ws.protocol import Request, Response
+from anyio_ws.protocol.extensions import Extension
 from anyio_ws.tasks import Tasks
 from anyio_ws.testing import _websocket
 from anyio_ws.transports.base import Transport
@@ -28,8 +30,10 @@ from .tls import tls_transport
 
 SCALES = (
     {},
-    {"JOIN_SIZE": 300, "FRAME_PARTS": 500, "FRAGMENT": 700, "UNFRAGMENTED": 2000},
-    {"JOIN_SIZE": 20, "FRAME_PARTS": 20, "FRAGMENT": 20, "UNFRAGMENTED": 20},
+    {"JOIN_SIZE": 300, "FRAME_PARTS": 500, "FRAGMENT": 700, "UNFRAGMENTED": 2000, "ROUND": 500, "DISCARD": 10000}
+    | {"INLINE": 800, "INLINE_INPUT": 400, "INLINE_OUTPUT": 2000},
+    {"JOIN_SIZE": 20, "FRAME_PARTS": 20, "FRAGMENT": 20, "UNFRAGMENTED": 20, "ROUND": 20, "DISCARD": 300}
+    | {"INLINE": 100, "INLINE_INPUT": 50, "INLINE_OUTPUT": 100},
 )
 """Sizes of the library's, for messages small enough to be many. They decide when it does what, not what is promised."""
 
@@ -37,8 +41,9 @@ KINDS = ("direct", "socket", "stream", "tls")
 """A Transport over the network; SocketTransport over a socket over it; a stream over it, with connect() and accept();
 TLSTransport over a Transport over it."""
 
-POOL_BYTES = bytes(range(256)) * 1024
-POOL_TEXT = "ab¢☃𝄞 " * 40000
+POOL_BYTES = bytes(range(256)) * 8192
+POOL_NOISE = random.Random(0).randbytes(2**21)
+POOL_TEXT = "ab¢☃𝄞 " * 200000
 
 LONGEST = 1000.0
 """Seconds after which whoever still waits waits for ever."""
@@ -46,13 +51,21 @@ LONGEST = 1000.0
 CANCELLED: Any = object()
 
 SIZES = (1, 5, 80, 120, 121, 122, 123, 124, 125, 126, 130, 300, 1000, 4000, 16383, 16384, 16400, 65530, 65536, 70000)
+LARGEST = 1_200_000
+"""Bytes of a message that leaves in fragments, whatever the scale."""
+
+OVERFLOWS = ("backpressure", "backpressure", "backpressure", "drop_oldest", "drop_newest", "latest", "close")
 
 ROLES = {
-    "producer": {"send": 12, "send_many": 3, "flush": 1, "ping": 1, "sleep": 2},
-    "consumer": {"receive": 12, "receive_many": 3, "iterate": 2, "sleep": 2, "ping": 1},
-    "echo": {"send": 6, "receive": 6, "sleep": 1, "flush": 1},
+    "producer": {"send": 12, "send_many": 3, "send_stream": 3, "flush": 1, "ping": 1, "sleep": 2},
+    "consumer": {"receive": 12, "receive_many": 3, "receive_stream": 4, "iterate": 2, "sleep": 2, "ping": 1},
+    "echo": {"send": 6, "receive": 6, "send_stream": 1, "receive_stream": 2, "sleep": 1, "flush": 1},
     "chaos": {"strike": 6, "ping": 3, "sleep": 4, "block": 1, "wait_closed": 1, "flush": 1, "send": 2, "receive": 2},
 }
+
+
+class LeftEarly(Exception):
+    """The block of a message in parts is left before its end."""
 
 
 class World:
@@ -75,11 +88,13 @@ class World:
         self.dice.plan = Plan(short=self._plan.short, split=self._plan.split, lag=self._plan.lag)
         self.scale = random.choice(SCALES)
         self.closing = random.choice((0.0, 0.0, 0.02, 0.1))
-        largest = random.choice((130, 1000, 20000, 70000))
+        largest = LARGEST if random.random() < 0.03 else random.choice((130, 1000, 20000, 70000))
         self.largest = min(self._plan.capacity * 30, self.scale.get("FRAGMENT", 70000) * 50, largest)
         handshake = kind == "stream"
-        self.client = Endpoint("client", self.dice, self.clock, self._make_options(), handshake=handshake)
-        self.server = Endpoint("server", self.dice, self.clock, self._make_options(), handshake=handshake)
+        self.library = random.choice(("zlib", "zlib", "isal", "zlib-ng"))
+        options, self._answer = self._negotiated(self._make_options(), self._make_options())
+        self.client = Endpoint("client", self.dice, self.clock, options[0], handshake=handshake)
+        self.server = Endpoint("server", self.dice, self.clock, options[1], handshake=handshake)
         self.client.peer, self.server.peer = self.server, self.client
         self.ends = (self.client, self.server)
         self.clock.is_instant = self.is_calm and not self._plan.delay
@@ -120,10 +135,39 @@ class World:
             ping_timeout=choice((None, 0.25, 1, 20)),
             idle_timeout=choice((None, None, None, 1.5)),
             close_timeout=choice((0.125, 1, 10)),
-            max_size=choice((2**20, 2**20, 2**20, 900)),
+            max_size=choice((2**20, 2**20, 2**20, 900, None)),
             receive_buffer_size=choice((1, 200, 2000, 65536)),
+            overflow=choice(OVERFLOWS),
             write_buffer_size=choice((1, 200, 2000, 65536)),
+            compression=choice((None, self._make_deflate(), self._make_deflate())),
         )
+
+    def _make_deflate(self) -> Deflate:
+        choice = self.dice.random.choice
+        return Deflate(
+            server_max_window_bits=choice((None, None, 9, 10, 15)),
+            client_max_window_bits=choice((None, None, 9, 10, 15)),
+            server_no_context_takeover=choice((False, False, True)),
+            client_no_context_takeover=choice((False, False, True)),
+            level=choice((None, None, 1, 6)),
+            memory_level=choice((1, 5, 9)),
+            threshold=choice((0, 64, 300)),
+        )
+
+    @staticmethod
+    def _negotiated(client: Options, server: Options) -> tuple[tuple[Options, Options], str]:
+        """The options, and what the server answers; without compression if the client refuses the answer."""
+        ours, theirs = client.compression, server.compression
+        if isinstance(ours, Deflate) and isinstance(theirs, Deflate):
+            accepted = theirs.accept(ours.offers()[0])
+            try:
+                if accepted is not None:
+                    ours.agree(accepted[0])
+                    fields = [name if value is None else f"{name}={value}" for name, value in accepted[0]]
+                    return (client, server), "; ".join([ours.name, *fields])
+            except ValueError:
+                server = replace(server, compression=None)
+        return (client, server), ""
 
     # A run
 
@@ -145,6 +189,7 @@ class World:
         if self.kind == "stream":
             await self._run_over_streams()
             return
+        self.server.on_answer(self._answer)
         transports = [self._transport(end, loop) for end, loop in zip(self.ends, loops, strict=True)]
 
         async def begin(end: Endpoint, transport: Transport, loop: Loop) -> None:
@@ -194,8 +239,25 @@ class World:
 
     def _open(self, end: Endpoint, transport: Transport, loop: Loop) -> WebSocket:
         request = Request("GET", "/", {"Host": "test"}, is_websocket=True)
-        is_client = end is self.client
-        return _websocket(loop, transport, end.options, is_client=is_client, request=request, response=Response(101))
+        return _websocket(
+            loop,
+            transport,
+            end.options,
+            is_client=end is self.client,
+            request=request,
+            response=Response(101),
+            extensions=self._extensions(end),
+        )
+
+    def _extensions(self, end: Endpoint) -> list[Extension]:
+        ours, theirs = self.client.options.compression, self.server.options.compression
+        if not self._answer:
+            return []
+        assert isinstance(ours, Deflate)
+        assert isinstance(theirs, Deflate)
+        accepted = theirs.accept(ours.offers()[0])
+        assert accepted is not None
+        return [ours.agree(accepted[0]) if end is self.client else accepted[1]]
 
     async def _live(self) -> None:
         """From when both ends are open until both are gone."""
@@ -356,10 +418,14 @@ class World:
         else:
             await getattr(self, f"_{kind}")(end)
 
-    async def _call(self, end: Endpoint, kind: str, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+    async def _call(
+        self, end: Endpoint, kind: str, function: Callable[..., Awaitable[Any]], *args: Any, tells_phase: bool = False
+    ) -> Any:
         """Make a call, perhaps cancel it. Returns what it returned, CANCELLED, or a documented exception."""
         random = self.dice.random
         call = end.begin_call(kind)
+        if tells_phase:
+            args = (call, *args)
         native = asyncio_task() if random.random() < 0.3 else None
         mode = random.random()
         self.dice.log(end.name, "calls", kind)
@@ -384,7 +450,7 @@ class World:
             self.dice.log(end.name, "ended", kind, describe(outcome))
             call.cancel = None
             end.end_call(call)
-        if before is not None and kind in ("send", "send_many", "flush", "ping"):
+        if before is not None and kind in ("send", "send_many", "send_stream", "flush", "ping"):
             end.expect(outcome is CANCELLED or isinstance(outcome, ConnectionClosed), f"{kind} worked after the end")
         return outcome
 
@@ -448,13 +514,14 @@ class World:
         text: bool | None = None
         item: Any
         if opcode == 1:
-            item = tag + (POOL_TEXT[:size] if random.random() < 0.5 else "x" * size)
+            item = tag + (POOL_TEXT[:size] if random.random() < 0.5 and size < LARGEST else "x" * size)
             payload = item.encode()
             if random.random() < 0.2:
                 item, text = payload, True
         else:
             start = random.randrange(256)
-            item = payload = tag.encode() + POOL_BYTES[start : start + size]
+            pool = POOL_BYTES if random.random() < 0.6 else POOL_NOISE
+            item = payload = tag.encode() + pool[start : start + size]
             form = random.random()
             if form < 0.2:
                 item = bytearray(payload)
@@ -477,11 +544,14 @@ class World:
 
     async def _send(self, end: Endpoint) -> None:
         message, item, text = self._message(end, (self._serial + 1, 0))
-        if end.ws.close_info is not None and message is not None:
-            message.forbidden = "the connection had ended"
+        compress = self.dice.random.choice((None, None, None, True, False))
+        if message is not None:
+            message.compress = compress
+            if end.ws.close_info is not None:
+                message.forbidden = "the connection had ended"
 
         async def send() -> None:
-            await end.ws.send(item, text=text)
+            await end.ws.send(item, text=text, compress=compress)
             room = end.core.outbox.size < end.options.write_buffer_size
             end.expect(room or end.core.closing, "send has returned, but there is no room")
 
@@ -496,6 +566,54 @@ class World:
         outcome = await self._call(end, "send_many", end.ws.send_many, items)
         for message, item, _ in made:
             self._settle(end, message, item, outcome)
+
+    async def _send_stream(self, end: Endpoint) -> None:
+        random = self.dice.random
+        message, item, _ = self._message(end, (self._serial + 1, 0))
+        if message is None:
+            return
+        message.in_parts = True
+        message.forbidden = "its block had not ended"
+        whole: Any = item if isinstance(item, str) else message.payload
+        if message.opcode == 1 and not isinstance(item, str):
+            whole = message.payload.decode()
+        step = random.choice((1 + len(whole) // 3, 1 + len(whole) // 10, len(whole)))
+        chunks = [whole[start : start + step] for start in range(0, len(whole), step)]
+        leaves_at = random.randint(0, len(chunks)) if random.random() < 0.15 else -1
+        pause = random.choice((0, 0, 0, 1, 30))
+
+        async def send_stream(call: Call) -> str:
+            call.phase = "turn"
+            try:
+                async with end.ws.send_stream(text=message.opcode == 1) as stream:
+                    call.phase = ""
+                    end.unfinished += 1
+                    try:
+                        for number, chunk in enumerate(chunks):
+                            if number == leaves_at:
+                                raise LeftEarly
+                            if pause:
+                                await anyio.sleep(TICK * pause)
+                            call.phase = "room"
+                            await stream.send(chunk)
+                            call.phase = ""
+                            end.stir()
+                        if leaves_at == len(chunks):
+                            raise LeftEarly
+                    except BaseException as exc:
+                        call.phase = ""
+                        if not isinstance(exc, ConnectionClosed):
+                            end.close_calls.append((1011 if isinstance(exc, LeftEarly) else 1001, ""))
+                            end.note_closing()
+                        raise
+                    message.forbidden = ""
+            except LeftEarly:
+                end.expect(not leaves_at or end.core.closing, "a message in parts was left, and nothing happened")
+                return "left"
+            return "sent"
+
+        outcome = await self._call(end, "send_stream", send_stream, tells_phase=True)
+        self._settle(end, message, None, None if outcome == "sent" else outcome)
 
     async def _flush(self, end: Endpoint) -> None:
         await self._call(end, "flush", end.ws.flush)
@@ -514,6 +632,49 @@ class World:
                 end.check_item(item)
 
         await self._call(end, "receive_many", receive_many)
+
+    async def _receive_stream(self, end: Endpoint) -> None:
+        random = self.dice.random
+        limit = random.choice((None, None, None, 500, 100_000))
+        leaves_at = random.randint(0, 3) if random.random() < 0.2 else -1
+        pause = random.choice((0, 0, 0, 1, 30))
+        if limit is not None:
+            end.stream_limits.add(limit)
+
+        async def receive_stream(call: Call) -> None:
+            call.phase = "message"
+            chunks: list[str | bytes] = []
+            how = "left"
+            try:
+                async with end.ws.receive_stream(limit) as stream:
+                    call.phase = ""
+                    end.begin_stream()
+                    try:
+                        while len(chunks) != leaves_at:
+                            if pause:
+                                await anyio.sleep(TICK * pause)
+                            call.phase = "chunk"
+                            chunks.append(await stream.receive())
+                            call.phase = ""
+                            end.stir()
+                            right = isinstance(chunks[-1], str) == stream.text and chunks[-1]
+                            end.expect(right, f"a chunk is {chunks[-1][:20]!r}, text: {stream.text}")
+                        if pause:
+                            raise LeftEarly
+                    except anyio.EndOfStream as exc:
+                        end.expect(not isinstance(exc, ConnectionClosed), f"inside a message: {exc!r}")
+                        how = "ended"
+                    except ConnectionClosed as exc:
+                        end.check_raised(exc, "stream.receive")
+                        # Over its limit after the end, it is as if it had been left: the next ones can be received.
+                        how = "broken" if exc.__cause__ is exc.close_info.cause else "left"
+                    finally:
+                        call.phase = ""
+                        end.end_stream(chunks, how, is_text=stream.text)
+            except LeftEarly:
+                pass
+
+        await self._call(end, "receive_stream", receive_stream, tells_phase=True)
 
     async def _iterate(self, end: Endpoint) -> None:
         count = self.dice.random.randint(1, 10)
@@ -607,6 +768,7 @@ class World:
             ("send_many", ws.send_many, (["late"],)),
             ("flush", ws.flush, ()),
             ("ping", ws.ping, ()),
+            ("send_stream", ws.send_stream().__aenter__, ()),
         ]
         for kind, function, args in calls:
             try:
@@ -619,6 +781,11 @@ class World:
                 end.check_item(await ws.receive())
         except Exception as exc:
             end.check_raised(exc, "receive")
+        try:
+            await ws.receive_stream().__aenter__()
+            end.fail("receive_stream worked after the end")
+        except Exception as exc:
+            end.check_raised(exc, "receive_stream")
         await ws.aclose()
         end.expect(await ws.wait_closed() is ws.close_info, "wait_closed says something else")
 
