@@ -17,6 +17,8 @@ TYPED_PROGRAMS = ["benchmarks", "examples", "tests/test_programs.py"]
 FUZZ_TARGETS = ["decoder", "connection", "deflate", "handshake_server", "handshake_client"]
 # For sessions that differ in what is around the library. `pure`, and the README's command, run all tests.
 QUICK = ["-m", "not exhaustive"]
+# For those where a browser has nothing to add: `tests` has it on every Python.
+QUICK_NO_BROWSER = ["-m", "not exhaustive and not chromium"]
 # What the versions of the other packages make no difference to.
 NO_PROTOCOL = ["--ignore=tests/protocol", "--ignore=tests/fuzz"]
 # The tests of the codec in C fail, instead of being skipped, where it was not built.
@@ -150,7 +152,7 @@ def no_trio(session: nox.Session) -> None:
     """The tests where trio is not installed."""
     session.install("-e", ".[test]")
     session.run("pip", "uninstall", "-q", "-y", "trio", "pytest-trio", silent=True)
-    run_pytest(session, *QUICK, *NO_PROTOCOL)
+    run_pytest(session, *QUICK_NO_BROWSER, *NO_PROTOCOL)
 
 
 @nox.session(python=PYTHONS[0])
@@ -158,7 +160,7 @@ def lowest_dependencies(session: nox.Session) -> None:
     """The tests on the lowest Python with the lowest versions that pyproject.toml admits."""
     # pytest 9.2 moved a name that the pytest plugin of that anyio imports.
     session.install("-e", ".[test]", "pytest < 9.2", *lowest())
-    run_pytest(session, *QUICK, "--ignore=tests/fuzz")
+    run_pytest(session, *QUICK_NO_BROWSER, "--ignore=tests/fuzz")
 
 
 @nox.session
@@ -166,7 +168,7 @@ def coverage(session: nox.Session) -> None:
     """Branch coverage of the package."""
     session.install("-e", ".[test]")
     session.run("coverage", "erase")
-    run_pytest(session, *QUICK, runner=("coverage", "run", "-m"))
+    run_pytest(session, *QUICK_NO_BROWSER, runner=("coverage", "run", "-m"))
     session.run("coverage", "combine", "-q")
     session.run("coverage", "report")
 
@@ -189,6 +191,13 @@ def wstest(session: nox.Session) -> None:
     """The same with Autobahn's own program: `nox -s wstest -- --wstest PATH --roles client --loops trio`."""
     session.install("-e", ".[trio,uvloop]")
     session.run("python", "-m", "tests.conformance.wstest", *session.posargs)
+
+
+@nox.session
+def chromium(session: nox.Session) -> None:
+    """The tests in the browser Chromium, with each library for compression; skipped where it is not installed."""
+    session.install("-e", ".[test,deflate]")
+    run_pytest(session, "tests/integration/test_chromium.py")
 
 
 @nox.session

@@ -70,6 +70,11 @@ def wire(request: pytest.FixtureRequest, wires: dict[str, Wire]) -> Wire:
 
 
 @pytest.fixture
+def tcp(wires: dict[str, Wire]) -> Wire:
+    return wires["tcp"]
+
+
+@pytest.fixture
 def tls(wires: dict[str, Wire]) -> Wire:
     return wires["tls"]
 
