@@ -194,10 +194,10 @@ def wstest(session: nox.Session) -> None:
 
 
 @nox.session
-def chromium(session: nox.Session) -> None:
-    """The tests in the browser Chromium, with each library for compression; skipped where it is not installed."""
+def deflate(session: nox.Session) -> None:
+    """Compression with each library that does it, and `websockets`, `ws` of npm and Chromium as peers."""
     session.install("-e", ".[test,deflate]")
-    run_pytest(session, "tests/integration/test_chromium.py")
+    run_pytest(session, "tests/integration", "-k", "TestCompression")
 
 
 @nox.session

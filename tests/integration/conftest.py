@@ -11,6 +11,8 @@ import anyio.to_thread
 import pytest
 import trustme
 
+from anyio_ws.protocol import deflate_backends
+
 T = TypeVar("T")
 
 
@@ -87,3 +89,15 @@ def in_thread() -> Callable[..., Any]:
         return await anyio.to_thread.run_sync(partial(function, *args, **options), abandon_on_cancel=True)
 
     return run
+
+
+_INSTALLED = deflate_backends.installed_backends(None)
+# One library beside the standard zlib, which is always there, and all of them.
+_LIBRARIES = [{name, "zlib"} for name in _INSTALLED] + ([set(_INSTALLED)] if len(_INSTALLED) > 2 else [])
+
+
+@pytest.fixture(params=_LIBRARIES, ids=["+".join(sorted(names)) for names in _LIBRARIES])
+def deflate_libraries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a test as if only some of the libraries for compression were installed."""
+    found = {name: library for name, library in _INSTALLED.items() if name in request.param}
+    monkeypatch.setattr(deflate_backends, "_backends", found)

@@ -15,7 +15,6 @@ import anyio
 import pytest
 
 from anyio_ws import CloseInfo, Deflate, Request, Response, Server, Stats, WebSocket
-from anyio_ws.protocol import deflate_backends
 
 from . import chromium
 from .chromium import Page, open_page
@@ -297,9 +296,6 @@ class TestOrigins:
 
 PRESETS = {"small": Deflate.small(), "balanced": Deflate.balanced(), "best": Deflate.best()}
 BITS = [9, 12, 15, None]
-INSTALLED = deflate_backends.installed_backends(None)
-# One library beside the standard one, which is always there, and all of them.
-BACKENDS = [{name, "zlib"} for name in INSTALLED] + ([set(INSTALLED)] if len(INSTALLED) > 2 else [])
 
 
 def agreements(preset: Deflate) -> Iterator[Deflate]:
@@ -325,13 +321,8 @@ def answer(options: Deflate) -> str:
     return "; ".join(parameters)
 
 
-@pytest.mark.parametrize("backends", BACKENDS, ids=["+".join(sorted(names)) for names in BACKENDS])
+@pytest.mark.usefixtures("deflate_libraries")
 class TestCompression:
-    @pytest.fixture(autouse=True)
-    def installed(self, backends: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        found = {name: backend for name, backend in INSTALLED.items() if name in backends}
-        monkeypatch.setattr(deflate_backends, "_backends", found)
-
     @pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
     async def test_of_a_preset(self, devtools: str, tcp: Wire, preset: Deflate) -> None:
         await check(devtools, tcp, [preset])

@@ -2,12 +2,14 @@
 
 The peer is its asyncio flavour with a loop of its own in a thread, so that the same peer meets all three event loops.
 (Not its threaded flavour: two threads that use one SSLSocket fail now and then before Python 3.14.) It offers
-permessage-deflate, as it does by default; ours takes it up in the last class.
+permessage-deflate, as it does by default; ours takes it up in the last two classes.
 """
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any, TypeVar
 
 import anyio.to_thread
@@ -428,7 +430,9 @@ class TestOurClient:
                 pass
 
 
-BITS = [(None, None), (9, 12), (12, 15), (15, 9)]
+Windows = list[tuple[int | None, int | None]]
+SOME_WINDOWS: Windows = [(None, None), (9, 12), (12, 15), (15, 9)]
+ALL_WINDOWS: Windows = list(product([None, 9, 12, 15], repeat=2))
 TEXT = "".join(f'{{"id": {i}, "name": "name {i % 97}"}}, ' for i in range(3000))
 # Small and large, each twice: the second refers to the first, where the context is taken over.
 COMPRESSIBLE = [TEXT[:200], TEXT[:200].encode(), TEXT[:100_000], TEXT[:200], TEXT[:100_000].encode()]
@@ -442,8 +446,8 @@ async def exchange(send: Callable[[Any], Awaitable[object]], receive: Callable[[
     return received
 
 
-def agreements(server_single: bool, client_single: bool) -> Iterator[dict[str, Any]]:
-    for server_bits, client_bits in BITS:
+def agreements(server_single: bool, client_single: bool, windows: Windows) -> Iterator[dict[str, Any]]:
+    for server_bits, client_bits in windows:
         yield {
             "server_no_context_takeover": server_single,
             "client_no_context_takeover": client_single,
@@ -466,12 +470,21 @@ def check_counters(ws: WebSocket) -> None:
     assert ws.stats.bytes_received < size / 2
 
 
-@pytest.mark.parametrize("wish", ["of-both", "ours", "theirs"])
+@pytest.mark.usefixtures("deflate_libraries")
+@pytest.mark.parametrize(
+    ("wish", "windows"),
+    [
+        pytest.param("of-both", SOME_WINDOWS, id="of-both"),
+        pytest.param("ours", SOME_WINDOWS, id="ours"),
+        pytest.param("theirs", SOME_WINDOWS, id="theirs"),
+        pytest.param("of-both", ALL_WINDOWS, id="of-both-all-windows", marks=pytest.mark.exhaustive),
+    ],
+)
 @pytest.mark.parametrize("server_single", [False, True], ids=["server-takes-over", "server-single"])
 @pytest.mark.parametrize("client_single", [False, True], ids=["client-takes-over", "client-single"])
 class TestCompression:
     async def test_of_our_server(
-        self, wires: dict[str, Wire], wish: str, server_single: bool, client_single: bool
+        self, tcp: Wire, wish: str, windows: Windows, server_single: bool, client_single: bool
     ) -> None:
         async def handler(ws: WebSocket) -> None:
             await echo(ws)
@@ -482,27 +495,53 @@ class TestCompression:
             theirs = {} if wish == "ours" else options
             offer = {**theirs, "client_max_window_bits": theirs.get("client_max_window_bits") or True}
             extension = ClientPerMessageDeflateFactory(**offer)
-            async with dial(server, wires["tcp"], compression=None, extensions=[extension]) as ws:
+            async with dial(server, tcp, compression=None, extensions=[extension]) as ws:
                 assert ws.response is not None
                 return ws.response.headers["Sec-WebSocket-Extensions"], await exchange(ws.send, ws.recv)
 
-        for options in agreements(server_single, client_single):
+        for options in agreements(server_single, client_single, windows):
             ours = Deflate(**({} if wish == "theirs" else options))
             checked = anyio.Event()
-            async with serve(handler, wires["tcp"], compression=ours) as server:
+            async with serve(handler, tcp, compression=ours) as server:
                 header, received = await beside(talk)
                 await checked.wait()
             assert received == COMPRESSIBLE
             check_agreement(header, options)
 
     async def test_of_our_client(
-        self, wires: dict[str, Wire], wish: str, server_single: bool, client_single: bool
+        self, tcp: Wire, wish: str, windows: Windows, server_single: bool, client_single: bool
     ) -> None:
-        for options in agreements(server_single, client_single):
+        for options in agreements(server_single, client_single, windows):
             ours = Deflate(**({} if wish == "theirs" else options))
             extension = ServerPerMessageDeflateFactory(**({} if wish == "ours" else options))
-            with serve_as_peer(peer_echo, wires["tcp"], compression=None, extensions=[extension]) as url:
+            with serve_as_peer(peer_echo, tcp, compression=None, extensions=[extension]) as url:
                 async with connect(url, compression=ours) as ws:
                     assert await exchange(ws.send, ws.receive) == COMPRESSIBLE
                     check_counters(ws)
                 check_agreement(ws.response.headers["Sec-WebSocket-Extensions"], options)
+
+
+LARGE = [TEXT * 30, random.Random(7692).randbytes(3 << 19), TEXT * 10]
+
+
+@pytest.mark.usefixtures("deflate_libraries")
+@pytest.mark.parametrize("single", [False, True], ids=["taking-over", "single"])
+class TestCompressionOfLargeMessages:
+    async def test_of_our_server(self, tcp: Wire, single: bool) -> None:
+        async def talk() -> None:
+            async with dial(server, tcp) as ws:
+                for message in LARGE:
+                    await ws.send(message)
+                    assert await ws.recv() == message
+
+        ours = Deflate(server_no_context_takeover=single, client_no_context_takeover=single)
+        async with serve(echo, tcp, compression=ours, max_size=2**22) as server:
+            await beside(talk)
+
+    async def test_of_our_client(self, tcp: Wire, single: bool) -> None:
+        ours = Deflate(server_no_context_takeover=single, client_no_context_takeover=single)
+        with serve_as_peer(peer_echo, tcp) as url:
+            async with connect(url, compression=ours, max_size=2**22) as ws:
+                for message in LARGE:
+                    await ws.send(message)
+                    assert await ws.receive() == message
