@@ -10,8 +10,9 @@ import os
 import shutil
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,7 +21,7 @@ import anyio
 import pytest
 
 import anyio_ws
-from anyio_ws import CloseInfo, Deflate, Request, Response, Server, WebSocket, connect
+from anyio_ws import CloseInfo, Deflate, Request, Response, Server, Stats, WebSocket, connect
 
 from .conftest import CertificateFiles, Wire
 
@@ -264,28 +265,109 @@ THEIRS: list[Any] = [
 TEXT = "".join(f'{{"id": {i}, "name": "name {i % 97}"}}, ' for i in range(3000))
 
 
-@pytest.mark.parametrize("ours", OURS.values(), ids=list(OURS))
+BITS = [None, 9, 12, 15]
+AGREEMENTS = list(product([False, True], [False, True], BITS, BITS))
+"""Two flags and two sizes: each for the server's messages, and for the client's."""
+
+
+def deflate_as_ours(
+    server_single: bool, client_single: bool, server_bits: int | None, client_bits: int | None
+) -> Deflate:
+    return Deflate(
+        server_no_context_takeover=server_single,
+        client_no_context_takeover=client_single,
+        server_max_window_bits=server_bits,
+        client_max_window_bits=client_bits,
+    )
+
+
+def deflate_as_theirs(
+    server_single: bool, client_single: bool, server_bits: int | None, client_bits: int | None
+) -> dict[str, Any]:
+    options: dict[str, Any] = {"threshold": 0}
+    if server_single:
+        options["serverNoContextTakeover"] = True
+    if client_single:
+        options["clientNoContextTakeover"] = True
+    if server_bits:
+        options["serverMaxWindowBits"] = server_bits
+    if client_bits:
+        options["clientMaxWindowBits"] = client_bits
+    return options
+
+
+@pytest.fixture
+def peer(tcp: Wire, certificate_files: CertificateFiles) -> Iterator[Peer]:
+    with peer_server(tcp, certificate_files) as peer:
+        yield peer
+
+
+@pytest.mark.usefixtures("deflate_libraries")
 class TestCompression:
+    async def run(
+        self, in_thread: InThread, scenario: str, connections: list[tuple[str, Any]]
+    ) -> list[tuple[str, bool]]:
+        """Let clients of ws, each to a server of ours and with these options, send what they send in a scenario."""
+        command = [*PEER, "client", scenario, ""]
+        environment = {**ENVIRONMENT, "DEFLATE": json.dumps(connections)}
+        done = await in_thread(subprocess.run, command, env=environment, capture_output=True, text=True, timeout=15)
+        assert done.stderr == ""
+        return json.loads(done.stdout)
+
+    @pytest.mark.parametrize("ours", OURS.values(), ids=list(OURS))
     async def test_of_our_server(self, in_thread: InThread, ours: Deflate) -> None:
-        environment = {**ENVIRONMENT, "DEFLATE": json.dumps(THEIRS)}
         options: dict[str, Any] = {"compression": ours, "subprotocols": SUBPROTOCOLS, "max_size": 2**23}
         async with Server(echo, "127.0.0.1", 0, **options) as server:
-            command = [*PEER, "client", "compression", server.url]
-            done = await in_thread(subprocess.run, command, env=environment, capture_output=True, text=True, timeout=15)
-        assert done.stderr == ""
-        reports = json.loads(done.stdout)
-        assert len(reports) == len(THEIRS)
-        assert all("permessage-deflate" in extensions and is_same for extensions, is_same in reports)
+            reports = await self.run(in_thread, "compression", [(server.url, theirs) for theirs in THEIRS])
+        assert reports == [["permessage-deflate", True]] * len(THEIRS)
 
-    async def test_of_our_client(
-        self, wires: dict[str, Wire], certificate_files: CertificateFiles, ours: Deflate
-    ) -> None:
-        with peer_server(wires["tcp"], certificate_files) as peer:
-            for theirs in THEIRS:
-                async with connect(f"{peer.url}/echo?{quote(json.dumps(theirs))}", compression=ours) as ws:
-                    for message in (TEXT[:2000], TEXT[:200].encode(), TEXT[:100_000], TEXT[:2000], "", b""):
-                        await ws.send(message)
-                        assert await ws.receive() == message
-                    assert "permessage-deflate" in ws.response.headers["Sec-WebSocket-Extensions"]
-                    assert ws.stats.bytes_received < 50_000
-                    assert ws.stats.bytes_sent < 50_000
+    @pytest.mark.exhaustive
+    @pytest.mark.parametrize("wish", ["ours", "theirs", "of-both"])
+    async def test_of_our_server_with_all_parameters(self, in_thread: InThread, wish: str) -> None:
+        stats: list[Stats] = []
+
+        async def handler(ws: WebSocket) -> None:
+            await echo(ws)
+            stats.append(ws.stats)
+
+        async with AsyncExitStack() as servers:
+            connections: list[tuple[str, Any]] = []
+            for agreement in AGREEMENTS:
+                ours = Deflate() if wish == "theirs" else deflate_as_ours(*agreement)
+                theirs = {"threshold": 0} if wish == "ours" else deflate_as_theirs(*agreement)
+                server = Server(handler, "127.0.0.1", 0, compression=ours, subprotocols=SUBPROTOCOLS)
+                await servers.enter_async_context(server)
+                connections.append((server.url, theirs))
+            reports = await self.run(in_thread, "compressible", connections)
+        assert reports == [["permessage-deflate", True]] * len(AGREEMENTS)
+        assert len(stats) == len(AGREEMENTS)
+        assert all(counters.bytes_received < 50_000 and counters.bytes_sent < 50_000 for counters in stats)
+
+    @pytest.mark.parametrize("ours", OURS.values(), ids=list(OURS))
+    async def test_of_our_client(self, peer: Peer, ours: Deflate) -> None:
+        for theirs in THEIRS:
+            await self.check_client(peer, ours, theirs)
+
+    @pytest.mark.exhaustive
+    @pytest.mark.parametrize("wish", ["ours", "theirs", "of-both"])
+    async def test_of_our_client_with_all_parameters(self, peer: Peer, wish: str) -> None:
+        for agreement in AGREEMENTS:
+            ours = Deflate() if wish == "theirs" else deflate_as_ours(*agreement)
+            theirs = {"threshold": 0} if wish == "ours" else deflate_as_theirs(*agreement)
+            await self.check_client(peer, ours, theirs)
+
+    async def check_client(self, peer: Peer, ours: Deflate, theirs: Any) -> None:
+        async with connect(f"{peer.url}/echo?{quote(json.dumps(theirs))}", compression=ours) as ws:
+            for message in (TEXT[:2000], TEXT[:200].encode(), TEXT, TEXT[:2000], "", b""):
+                await ws.send(message)
+                assert await ws.receive() == message
+            assert "permessage-deflate" in ws.response.headers["Sec-WebSocket-Extensions"]
+            assert ws.stats.bytes_received < 50_000
+            assert ws.stats.bytes_sent < 50_000
+
+    async def test_of_a_large_message_by_our_client(self, peer: Peer) -> None:
+        message = TEXT * 30
+        async with connect(f"{peer.url}/echo", compression="deflate", max_size=2**22) as ws:
+            for _ in range(2):
+                await ws.send(message)
+                assert await ws.receive() == message

@@ -4,7 +4,8 @@
 //                                                 and its query, in JSON, how it compresses;
 //                                                 prints a line of JSON for every close it sees; ends with stdin
 //   node ws_peer.cjs client SCENARIO URL [CA]     prints one line of JSON; DEFLATE in the environment, in
-//                                                 JSON, is a list of ways to compress, each for a connection
+//                                                 JSON, is a list of URLs, each with a way to compress, for
+//                                                 several connections one after the other
 'use strict'
 const { once } = require('events')
 const { readFileSync } = require('fs')
@@ -68,12 +69,16 @@ function serve (certificate, key) {
   process.stdin.on('end', () => process.exit(0)).resume()
 }
 
+const allKinds = ['', 'hello', 'κόσμε 🐍', '€'.repeat(100000),
+  Buffer.alloc(0), Buffer.from([0, 255]), Buffer.alloc(65536, 'x'), Buffer.alloc(4 << 20, 'y')]
+// Longer than any window.
+const text = Array.from({ length: 1500 }, (_, i) => `{"id": ${i}, "name": "name ${i % 97}"}`).join()
+
 const scenarios = {
-  async echo (ws) {
+  async echo (ws, messages = allKinds) {
     await once(ws, 'open')
     const same = []
-    for (const message of ['', 'hello', 'κόσμε 🐍', '€'.repeat(100000),
-      Buffer.alloc(0), Buffer.from([0, 255]), Buffer.alloc(65536, 'x'), Buffer.alloc(4 << 20, 'y')]) {
+    for (const message of messages) {
       ws.send(message)
       const [data, binary] = await once(ws, 'message')
       same.push(binary === Buffer.isBuffer(message) && data.equals(Buffer.from(message)))
@@ -83,6 +88,10 @@ const scenarios = {
   },
   async compression (ws) {
     const same = await scenarios.echo(ws)
+    return [ws.extensions, same.every(Boolean)]
+  },
+  async compressible (ws) {
+    const same = await scenarios.echo(ws, [text.slice(0, 2000), text, text.slice(0, 2000), Buffer.from(text), ''])
     return [ws.extensions, same.every(Boolean)]
   },
   async fragments (ws) {
@@ -149,8 +158,8 @@ function open (url, options) {
 
 async function connect (scenario, url, ca) {
   const reports = []
-  for (const perMessageDeflate of JSON.parse(process.env.DEFLATE || '[true]')) {
-    const ws = open(url, { ca: ca && readFileSync(ca), perMessageDeflate })
+  for (const [to, perMessageDeflate] of JSON.parse(process.env.DEFLATE || 'null') || [[url, true]]) {
+    const ws = open(to, { ca: ca && readFileSync(ca), perMessageDeflate })
     reports.push(await scenarios[scenario](ws))
   }
   report(process.env.DEFLATE ? reports : reports[0])
