@@ -12,7 +12,7 @@ from unittest.mock import patch
 import anyio
 
 import anyio_ws.loops
-from anyio_ws import core, outbox, overflow, streams, websocket, workers
+from anyio_ws import core, outbox, overflow, receive_stream, send_stream, websocket, workers
 from anyio_ws.loops import asyncio_loop, base
 from anyio_ws.protocol import deflate_backends, inflating
 from anyio_ws.testing import virtual_clock
@@ -57,6 +57,7 @@ def deterministic(backend: str) -> Generator[Surroundings]:
             patch.object(workers, "to_thread", around.threads),
             patch.object(core.Core, "received", oracle.watch(core.Core.received)),
             patch.object(core.Core, "file", oracle.watch(core.Core.file)),
+            patch.object(core.Core, "restored", oracle.watch(core.Core.restored, ends_parts=True)),
         ):
             if backend == "trio":
                 # Private names, as pytest-trio and trio's own support for Hypothesis: a batch of tasks runs in an order
@@ -133,10 +134,11 @@ def simulate(
 SIZES = {
     "JOIN_SIZE": (outbox,),
     "FRAME_PARTS": (core, websocket),
-    "FRAGMENT": (core, streams),
+    "FRAGMENT": (core, send_stream),
     "UNFRAGMENTED": (core,),
     "ROUND": (overflow,),
-    "DISCARD": (streams,),
+    "DISCARD": (receive_stream,),
+    "CHUNK": (receive_stream,),
     "INLINE_INPUT": (inflating,),
     "INLINE_OUTPUT": (inflating,),
 }

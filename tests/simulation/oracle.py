@@ -51,7 +51,8 @@ class Message:
         epoch: of its call; when it changes, nothing could happen any more without time passing.
         batch: the call it belongs to, and its place there.
         forbidden: why it must not be sent, if so.
-        compress: what its sender says about that; `in_parts` says nothing.
+        compress: what its sender says about that.
+        in_parts: it is sent in parts, and its size is not known before.
     """
 
     opcode: int
@@ -237,13 +238,13 @@ class Endpoint:
 
     def _check_compressed(self, message: Message, compressed: bool) -> None:
         deflate, options = self.wire.deflate, self.options.compression
-        if deflate is None or message.in_parts:
+        if deflate is None:
             return
         assert isinstance(options, Deflate)
         wanted = message.compress
         if wanted is None:
-            wanted = len(message.payload) >= options.threshold
-            if wanted and not deflate.is_taken_over:
+            wanted = message.in_parts or len(message.payload) >= options.threshold
+            if wanted and not message.in_parts and not deflate.is_taken_over:
                 return  # it may be as it is because it would become no shorter
         self.expect(compressed == wanted, f"compressed: {compressed}, wanted: {wanted}, {len(message.payload)} bytes")
 
@@ -334,14 +335,14 @@ class Endpoint:
 
     # What the core does, see `watch`
 
-    def before(self) -> None:
-        """The core is about to take what has come."""
+    def before(self, *, ends_parts: bool) -> None:
+        """The core is about to take what has come, or what came of a message in parts has all been inflated."""
         if self.core.connection.close_received is None:
             self._committed = self.core.outbox.taken + self.core.outbox.size
         if not self._depth:
             self.file()
             parts: Any = self.core.parts
-            self._takes_parts = parts is not None and parts._taking
+            self._takes_parts = ends_parts or (parts is not None and parts._taking)
             self._is_awaited = self.core.receiver is not None
         self._depth += 1
 
@@ -585,7 +586,8 @@ class Endpoint:
                 )
             elif kind in SENDING and (kind != "send_stream" or call.phase):
                 full = outbox.size >= options.write_buffer_size
-                self.expect(full or (outbox.held and call.phase != "room"), f"{kind} waits, but there is room")
+                held = outbox.held and (call.phase != "room" or self.clock.threads)
+                self.expect(full or held, f"{kind} waits, but there is room")
                 self.expect(not core.closing or self.clock.threads, f"{kind} waits, but the connection is closing")
             elif kind in ("ping", "wait_closed"):
                 self.expect(ws.close_info is None, f"{kind} waits, but the connection has ended")
@@ -721,7 +723,7 @@ watched: dict[int, Endpoint] = {}
 """Whose core is whose, by its id: there are two at a time."""
 
 
-def watch(function: Callable[..., None]) -> Callable[..., None]:
+def watch(function: Callable[..., None], *, ends_parts: bool = False) -> Callable[..., None]:
     """Let a method of Core, by which messages come into the inbox, tell the end that it belongs to."""
 
     def watching(core: Core, *args: Any) -> None:
@@ -729,7 +731,7 @@ def watch(function: Callable[..., None]) -> Callable[..., None]:
         if end is None:
             function(core, *args)
             return
-        end.before()
+        end.before(ends_parts=ends_parts)
         try:
             function(core, *args)
         finally:

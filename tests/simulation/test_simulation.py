@@ -15,7 +15,8 @@ from anyio_ws.protocol import Opcode, PerMessageDeflate, encode_frame
 from anyio_ws.protocol.compressing import Compressing
 from anyio_ws.protocol.connection import Connection
 from anyio_ws.protocol.deflate_backends import FULL_FLUSH, SYNC_FLUSH, Backend
-from anyio_ws.streams import ReceiveStream, SendStream
+from anyio_ws.receive_stream import ReceiveStream
+from anyio_ws.send_stream import SendStream
 from anyio_ws.websocket import WebSocket
 
 from .harness import Failure, simulate
@@ -169,7 +170,7 @@ def loses_what_a_thread_inflates(monkeypatch: pytest.MonkeyPatch) -> None:
     end = Core._end
 
     def ending(self: Core, info: Any) -> None:
-        self._deferred = None
+        self._behind = None
         end(self, info)
 
     monkeypatch.setattr(Core, "_end", ending)
@@ -200,7 +201,7 @@ MUTANTS = [
 def test_a_library_that_breaks_its_promises_is_caught(mutant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant(monkeypatch)
     with pytest.raises(Failure, match=r"--seed \d+ --trace"):
-        simulate("asyncio", range(200))
+        simulate("asyncio", range(1000))
 
 
 def read(data: bytes, side: str = "server", extensions: str = "") -> list[tuple[int, bytes, int, bool]]:

@@ -31,9 +31,9 @@ from .tls import tls_transport
 SCALES = (
     {},
     {"JOIN_SIZE": 300, "FRAME_PARTS": 500, "FRAGMENT": 700, "UNFRAGMENTED": 2000, "ROUND": 500, "DISCARD": 10000}
-    | {"INLINE": 800, "INLINE_INPUT": 400, "INLINE_OUTPUT": 2000},
+    | {"INLINE": 800, "INLINE_INPUT": 400, "INLINE_OUTPUT": 2000, "CHUNK": 500},
     {"JOIN_SIZE": 20, "FRAME_PARTS": 20, "FRAGMENT": 20, "UNFRAGMENTED": 20, "ROUND": 20, "DISCARD": 300}
-    | {"INLINE": 100, "INLINE_INPUT": 50, "INLINE_OUTPUT": 100},
+    | {"INLINE": 100, "INLINE_INPUT": 50, "INLINE_OUTPUT": 100, "CHUNK": 50},
 )
 """Sizes of the library's, for messages small enough to be many. They decide when it does what, not what is promised."""
 
@@ -573,6 +573,7 @@ class World:
         if message is None:
             return
         message.in_parts = True
+        message.compress = random.choice((None, None, True, False))
         message.forbidden = "its block had not ended"
         whole: Any = item if isinstance(item, str) else message.payload
         if message.opcode == 1 and not isinstance(item, str):
@@ -585,7 +586,7 @@ class World:
         async def send_stream(call: Call) -> str:
             call.phase = "turn"
             try:
-                async with end.ws.send_stream(text=message.opcode == 1) as stream:
+                async with end.ws.send_stream(text=message.opcode == 1, compress=message.compress) as stream:
                     call.phase = ""
                     end.unfinished += 1
                     try:
