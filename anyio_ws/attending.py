@@ -49,11 +49,13 @@ class Attendant:
     """
 
     __slots__ = (
-        "_admitted", "_owner", "_refused", "_remote_address", "core", "handling", "out_of_time", "scope", "task", "ws",
+        "_admitted", "_owner", "_refused", "_remote_address", "_transport", "core", "handling", "out_of_time", "scope",
+        "task", "ws",
     )  # fmt: skip
 
-    def __init__(self, attendants: "Attendants", remote_address: Address) -> None:
+    def __init__(self, attendants: "Attendants", transport: Transport, remote_address: Address) -> None:
         self._owner = attendants
+        self._transport = transport
         self._remote_address = remote_address
         self._admitted = False
         self._refused = False
@@ -64,26 +66,32 @@ class Attendant:
         self.handling: bool = False
         self.out_of_time: bool = False
 
-    async def run(self, transport: Transport) -> None:
+    async def run(self) -> None:
         self.task = self._owner.loop.current_task()
         try:
             with self.scope:
-                if await self._open(transport):
+                if await self._open():
                     await self._handle()
         except BaseException as exc:
             self._owner.tasks.record(exc)
         finally:
-            transport.abort()
+            self._transport.abort()
             if self._admitted:
                 self._owner.opened -= 1
             self._owner.ended(self)
 
-    async def _open(self, transport: Transport) -> bool:
+    def never_ran(self) -> None:
+        """The task was ended by asyncio, because somebody had cancelled it before its first step."""
+        self._transport.abort()
+        self._owner.rejected += 1
+        self._owner.ended(self)
+
+    async def _open(self) -> bool:
         """Do the opening handshake. Returns whether there is a connection."""
         owner = self._owner
         try:
             self.ws, self.core = await upgrade(
-                transport,
+                self._transport,
                 owner.loop,
                 owner.rules,
                 secure=owner.secure,
@@ -220,7 +228,11 @@ class Attendants:
                             del waiting[:BATCH]
                             await self.loop.checkpoint()
                         else:
-                            await self._none_left.wait()
+                            await self.loop.checkpoint()  # those that are to run have begun after this
+                            for attendant in [each for each in self._all if each.task is None]:
+                                attendant.never_ran()
+                            if self._all:
+                                await self._none_left.wait()
                     except get_cancelled_exc_class() as exc:
                         late = exc  # asyncio's own task.cancel(), which no shield stops; they must not outlive us
             if late is not None:
@@ -232,9 +244,9 @@ class Attendants:
             self.rejected += 1
             transport.abort()
             return
-        attendant = Attendant(self, remote_address)
+        attendant = Attendant(self, transport, remote_address)
         self._all.add(attendant)
-        self.loop.start_task(attendant.run, transport)
+        self.loop.start_task(attendant.run)
 
     def ended(self, attendant: Attendant) -> None:
         """Its task is ending."""

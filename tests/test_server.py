@@ -1593,3 +1593,18 @@ async def test_a_native_cancellation_of_everything_lets_no_handler_outlive_the_s
     with pytest.raises(asyncio.CancelledError):
         await task
     assert asyncio.all_tasks() == before
+
+
+@pytest.mark.loops("asyncio", "uvloop")
+async def test_a_native_cancellation_of_a_connection_that_was_just_accepted_keeps_nobody_waiting() -> None:
+    """asyncio ends a task that is cancelled before it first ran without running it."""
+    async with AsyncPeer() as peer:
+        async with MemoryServer(echo) as server:
+            await settle()
+            before = asyncio.all_tasks()
+            await peer.dial(server)
+            (task,) = asyncio.all_tasks() - before
+            task.cancel()
+            await settle()
+        assert await peer.raw.receive_eof() == b""
+        assert server.stats == ServerStats(accepted=0, rejected=1, open=0)
