@@ -11,6 +11,7 @@ import anyio.to_thread
 import pytest
 import trustme
 
+from anyio_ws import WebSocket
 from anyio_ws.protocol import deflate_backends
 
 T = TypeVar("T")
@@ -79,6 +80,14 @@ def tcp(wires: dict[str, Wire]) -> Wire:
 @pytest.fixture
 def tls(wires: dict[str, Wire]) -> Wire:
     return wires["tls"]
+
+
+async def echo_in_parts(ws: WebSocket) -> None:
+    """Send each message back chunk by chunk, as it comes, until the connection ends."""
+    while True:
+        async with ws.receive_stream() as incoming, ws.send_stream(text=incoming.text) as outgoing:
+            async for chunk in incoming:
+                await outgoing.send(chunk)
 
 
 @pytest.fixture(scope="session")

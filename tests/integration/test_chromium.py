@@ -18,7 +18,7 @@ from anyio_ws import CloseInfo, Deflate, Request, Response, Server, Stats, WebSo
 
 from . import chromium
 from .chromium import Page, open_page
-from .conftest import Wire
+from .conftest import Wire, echo_in_parts
 
 pytestmark = [
     pytest.mark.real_time,
@@ -108,19 +108,15 @@ class TestOurServer:
         assert report["texts"] == [f"message {i}" for i in range(3000)]
 
     @compressions
-    async def test_sends_a_message_in_parts(self, devtools: str, tcp: Wire, compression: Deflate | None) -> None:
-        async def handler(ws: WebSocket) -> None:
-            async with ws.send_stream(text=True) as stream:
-                for part in ("κ", "", "όσ", "με"):
-                    await stream.send(part)
-            await ws.send("next")
-
+    async def test_echoes_in_parts(self, devtools: str, tcp: Wire, compression: Deflate | None) -> None:
         async with (
-            serve(handler, tcp, compression=compression) as server,
+            serve(echo_in_parts, tcp, compression=compression) as server,
             open_page(devtools, site(server)) as page,
         ):
-            report = await page.run("talk([])")
-        assert report["texts"] == ["κόσμε", "next"]
+            script = ", ".join(script for script, _ in MESSAGES)
+            report = await page.run(f"talk([{script}], {{ close: [1000] }})")
+        assert report["echoes"] == [True] * len(MESSAGES)
+        assert (report["code"], report["wasClean"]) == (1000, True)
 
     async def test_pings(self, devtools: str, tcp: Wire) -> None:
         async def handler(ws: WebSocket) -> None:

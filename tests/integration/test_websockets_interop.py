@@ -24,7 +24,7 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 import anyio_ws
 from anyio_ws import CloseInfo, Deflate, Request, Response, Server, WebSocket, connect
 
-from .conftest import Wire
+from .conftest import Wire, echo_in_parts
 
 pytestmark = pytest.mark.real_time
 
@@ -527,7 +527,10 @@ LARGE = [TEXT * 30, random.Random(7692).randbytes(3 << 19), TEXT * 10]
 @pytest.mark.usefixtures("deflate_libraries")
 @pytest.mark.parametrize("single", [False, True], ids=["taking-over", "single"])
 class TestCompressionOfLargeMessages:
-    async def test_of_our_server(self, tcp: Wire, single: bool) -> None:
+    @pytest.mark.parametrize("handler", [echo, echo_in_parts])
+    async def test_of_our_server(
+        self, tcp: Wire, single: bool, handler: Callable[[WebSocket], Awaitable[None]]
+    ) -> None:
         async def talk() -> None:
             async with dial(server, tcp) as ws:
                 for message in LARGE:
@@ -535,7 +538,7 @@ class TestCompressionOfLargeMessages:
                     assert await ws.recv() == message
 
         ours = Deflate(server_no_context_takeover=single, client_no_context_takeover=single)
-        async with serve(echo, tcp, compression=ours, max_size=2**22) as server:
+        async with serve(handler, tcp, compression=ours, max_size=2**22) as server:
             await beside(talk)
 
     async def test_of_our_client(self, tcp: Wire, single: bool) -> None:
@@ -545,3 +548,19 @@ class TestCompressionOfLargeMessages:
                 for message in LARGE:
                     await ws.send(message)
                     assert await ws.receive() == message
+
+    async def test_in_parts_of_our_client(self, tcp: Wire, single: bool) -> None:
+        ours = Deflate(server_no_context_takeover=single, client_no_context_takeover=single)
+
+        async def produce(ws: WebSocket) -> None:
+            for message in LARGE:
+                async with ws.send_stream(text=isinstance(message, str)) as stream:
+                    for start in range(0, len(message), 100_000):
+                        await stream.send(message[start : start + 100_000])
+
+        with serve_as_peer(peer_echo, tcp) as url:
+            async with connect(url, compression=ours) as ws, anyio.create_task_group() as tg:
+                tg.start_soon(produce, ws)
+                for message in LARGE:
+                    async with ws.receive_stream() as stream:
+                        assert message[:0].join([chunk async for chunk in stream]) == message
