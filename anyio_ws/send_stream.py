@@ -32,8 +32,8 @@ class SendStream:
     RFC 6455 §5.4, RFC 7692 §7.2.1.
     """
 
-    __slots__ = ("_beginning", "_begun", "_checkpoint", "_compress", "_core", "_encoder", "_encoding", "_entered",
-                 "_left", "_open", "_opcode", "_settle", "_size", "_turn")  # fmt: skip
+    __slots__ = ("_beginning", "_begun", "_checkpoint", "_complete", "_compress", "_core", "_encoder", "_encoding",
+                 "_entered", "_left", "_open", "_opcode", "_settle", "_size", "_turn")  # fmt: skip
 
     def __init__(
         self,
@@ -53,6 +53,7 @@ class SendStream:
         self._compress = compress
         self._entered = self._open = self._left = False
         self._begun = False  # something was sent
+        self._complete = False  # all of it was
         self._encoder: PartEncoder | None = None
         self._encoding: Event | None = None  # a worker thread is at work, until this is set
         self._size = 0
@@ -141,7 +142,7 @@ class SendStream:
             if fragments is not None and not core.closing:
                 self._commit(opcode, fragments)
                 if self._left:
-                    self._complete()
+                    self._end()
             done.set()
 
         core.loop.spawn(encode_later, core, encode, encoded)
@@ -160,10 +161,10 @@ class SendStream:
         if exc is None and not core.closing:
             self._left = True
             if self._encoding is None:
-                self._complete()
+                self._end()
             else:  # the call of send() was cancelled; now the message will be completed, whoever waits for it
                 await self._encoding.wait()
-                if core.outbox.held:  # it was not, because the connection is closing
+                if not self._complete:  # the connection is closing
                     raise core.exception()
             if self._full:
                 await self._settle()
@@ -174,13 +175,14 @@ class SendStream:
         if exc is None:
             raise core.exception()
 
-    def _complete(self) -> None:
+    def _end(self) -> None:
         """Commit the end of the message, and let the next sender go on."""
         core = self._core
         if self._encoder is not None:
             core.send_part(Opcode.CONTINUATION, self._encoder.encode(b"", fin=True))
         else:
             core.send_part(Opcode.CONTINUATION if self._begun else self._opcode, b"")
+        self._complete = True
         core.messages_sent += 1
         if core.log.debug:
             core.log.sent(self._opcode, self._beginning, self._size)

@@ -207,6 +207,31 @@ async def test_a_send_that_is_cancelled_while_a_thread_compresses_is_sent_whole(
         assert ws.stats.messages_sent == 2
 
 
+async def test_the_next_stream_may_begin_before_the_one_that_a_thread_completes_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held = Held(monkeypatch)
+    async with attack("client", extension="permessage-deflate", compression=Deflate()) as (peer, ws):
+        async with anyio.create_task_group() as group:
+            stream, following = ws.send_stream(), ws.send_stream()
+            await stream.__aenter__()
+            large = Call(group, stream.send, bytes(300_000))
+            await held.begun.wait()
+            large.cancel()
+            await settle()
+            entering = Call(group, following.__aenter__)
+            await settle()
+            leaving = Call(group, stream.__aexit__, None, None, None)
+            await settle()
+            assert not leaving.done
+            held.release.set()
+            await entering.wait()
+            await leaving.wait()
+            await following.__aexit__(None, None, None)
+            assert await inflate_message(peer) == bytes(300_000)
+            assert (await peer.receive_frame()).payload == b""
+
+
 async def test_an_exception_while_a_thread_compresses_closes_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     held = Held(monkeypatch)
     async with attack("client", extension="permessage-deflate", compression=Deflate()) as (peer, ws):
