@@ -7,7 +7,7 @@ worker thread, and what was begun there is committed, whoever waits for it. What
 look complete: the connection is closed instead.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
 
 from anyio import Event
@@ -118,19 +118,17 @@ class SendStream:
         self._begun = True
         view = memoryview(payload)
         parts: list[Buffer] = [view[start : start + FRAGMENT] for start in range(0, len(view), FRAGMENT)]
-        if self._encoder is None:
-            self._commit(opcode, parts)
-        elif len(view) < core.connection.inline_limit:
-            self._commit(opcode, [self._encoder.encode(part) for part in parts])
-        else:
+        if self._encoder is not None and len(view) >= core.connection.inline_limit:
             await self._encode_later(opcode, self._encoder, bytes(view))
+        elif not self._commit(opcode, parts if self._encoder is None else map(self._encoder.encode, parts)):
+            raise core.exception()
         if self._full:
             await self._settle()
 
     async def _encode_later(self, opcode: int, encoder: PartEncoder, chunk: bytes) -> None:
         """Commit a chunk that takes so long to compress that a worker thread does it."""
         core = self._core
-        before = core.fragments_sent
+        committed = False
         done = self._encoding = Event()
 
         def encode() -> list[Buffer]:
@@ -138,17 +136,18 @@ class SendStream:
             return [encoder.encode(view[start : start + FRAGMENT]) for start in range(0, len(view), FRAGMENT)]
 
         def encoded(fragments: list[Buffer] | None) -> None:
+            nonlocal committed
             self._encoding = None
             if fragments is not None and not core.closing:
-                self._commit(opcode, fragments)
-                if self._left:
+                committed = self._commit(opcode, fragments)
+                if committed and self._left:
                     self._end()
             done.set()
 
         core.loop.spawn(encode_later, core, encode, encoded)
         core.transport.watch()
         await done.wait()
-        if core.fragments_sent == before:
+        if not committed:
             raise core.exception()
 
     @uninterruptible
@@ -164,8 +163,8 @@ class SendStream:
                 self._end()
             else:  # the call of send() was cancelled; now the message will be completed, whoever waits for it
                 await self._encoding.wait()
-                if not self._complete:  # the connection is closing
-                    raise core.exception()
+            if not self._complete:  # the connection is closing
+                raise core.exception()
             if self._full:
                 await self._settle()
             return
@@ -178,10 +177,14 @@ class SendStream:
     def _end(self) -> None:
         """Commit the end of the message, and let the next sender go on."""
         core = self._core
-        if self._encoder is not None:
-            core.send_part(Opcode.CONTINUATION, self._encoder.encode(b"", fin=True))
-        else:
-            core.send_part(Opcode.CONTINUATION if self._begun else self._opcode, b"")
+        try:
+            if self._encoder is not None:
+                core.send_part(Opcode.CONTINUATION, self._encoder.encode(b"", fin=True))
+            else:
+                core.send_part(Opcode.CONTINUATION if self._begun else self._opcode, b"")
+        except Exception as exc:  # as in _commit()
+            core.fail(exc, "local")
+            return
         self._complete = True
         core.messages_sent += 1
         if core.log.debug:
@@ -215,10 +218,19 @@ class SendStream:
         self._beginning = (self._beginning + payload[: 4 * BEGINNING + 4])[: 4 * BEGINNING + 4]
         self._size += len(payload)
 
-    def _commit(self, opcode: int, fragments: list[Buffer]) -> None:
-        """Commit frames of the message; the opcode is the first one's."""
+    def _commit(self, opcode: int, fragments: Iterable[Buffer]) -> bool:
+        """Commit frames of the message; the opcode is the first one's.
+
+        Returns whether all are. An exception, such as a MemoryError, ends the connection: without a part that its
+        sender may know nothing of, the message must not go on.
+        """
         core = self._core
-        for fragment in fragments:
-            core.send_part(opcode, fragment, fin=False)
-            core.fragments_sent += 1
-            opcode = Opcode.CONTINUATION
+        try:
+            for fragment in fragments:
+                core.send_part(opcode, fragment, fin=False)
+                core.fragments_sent += 1
+                opcode = Opcode.CONTINUATION
+        except Exception as exc:
+            core.fail(exc, "local")
+            return False
+        return True

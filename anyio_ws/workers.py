@@ -5,7 +5,7 @@ more, so that the extensions see every message and in order.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from anyio import Event, to_thread
 
@@ -25,7 +25,7 @@ class Sending(Protocol):
 
     def send_transformed(self, opcode: int, payload: Buffer) -> None: ...
 
-    def fail(self, exc: Exception) -> None: ...
+    def fail(self, exc: Exception, initiator: Literal["local", "peer"]) -> None: ...
 
 
 class Receiving(Protocol):
@@ -33,7 +33,7 @@ class Receiving(Protocol):
 
     def file(self, deferred: Deferred, outcome: str | bytes | ProtocolError) -> None: ...
 
-    def fail(self, exc: Exception) -> None: ...
+    def fail(self, exc: Exception, initiator: Literal["local", "peer"]) -> None: ...
 
 
 async def send_later(core: Sending, opcode: int, payload: bytes, done: Event) -> None:
@@ -80,5 +80,5 @@ async def _run(core: Sending | Receiving, function: Callable[..., Any], *args: A
     try:
         return await to_thread.run_sync(function, *args)
     except Exception as exc:
-        core.fail(exc)
+        core.fail(exc, "local")
         return None

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from anyio_ws import ConnectionClosedError, ConnectionClosedOK, Deflate, WebSocket, connect, serve
 from anyio_ws.protocol import Opcode, encode_frame
+from anyio_ws.protocol.compressing import MessageEncoder
 from anyio_ws.receive_stream import CHUNK, DISCARD
 from anyio_ws.testing import RawPeer, connected_pair
 from support.peers import attack, both_attackers, growth
@@ -290,6 +291,59 @@ async def test_an_error_in_the_thread_ends_the_connection(monkeypatch: pytest.Mo
             async with ws.send_stream() as stream:
                 await stream.send(bytes(300_000))
         assert isinstance(caught.value.__cause__, MemoryError)
+        assert caught.value.close_info.initiator == "local"
+
+
+def failing_at(monkeypatch: pytest.MonkeyPatch, fin: bool) -> None:
+    """Have memory run out when the end of a message is compressed, or anything else of it."""
+    encode = MessageEncoder.encode
+
+    def fail(encoder: MessageEncoder, chunk: Any, *, fin: bool = False) -> bytes:
+        if fin == failing:
+            raise MemoryError
+        return encode(encoder, chunk, fin=fin)
+
+    failing = fin
+    monkeypatch.setattr(MessageEncoder, "encode", fail)
+
+
+async def test_a_message_of_which_a_part_could_not_be_compressed_does_not_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failing_at(monkeypatch, fin=False)
+    async with attack("client", extension="permessage-deflate", compression=Deflate()) as (peer, ws):
+        stream = await ws.send_stream().__aenter__()
+        for _ in range(2):
+            with pytest.raises(ConnectionClosedError) as caught:
+                await stream.send(b"part")
+            assert isinstance(caught.value.__cause__, MemoryError)
+        with pytest.raises(ConnectionClosedError):
+            await stream.__aexit__(None, None, None)
+        assert await peer.receive_eof() == b""
+
+
+@pytest.mark.parametrize("in_thread", [True, False])
+async def test_nobody_waits_for_a_message_whose_end_could_not_be_compressed(
+    in_thread: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing_at(monkeypatch, fin=True)
+    held = Held(monkeypatch)
+    async with attack("client", extension="permessage-deflate", compression=Deflate()) as (_, ws):
+        async with anyio.create_task_group() as group:
+            stream = ws.send_stream()
+            await stream.__aenter__()
+            large = Call(group, stream.send, bytes(300_000 if in_thread else 3))
+            await settle()
+            large.cancel()
+            other = Call(group, ws.send, "other")
+            leaving = Call(group, stream.__aexit__, None, None, None)
+            await settle()
+            held.release.set()
+            for call in leaving, other:
+                with pytest.raises(ConnectionClosedError) as caught:
+                    await call.wait()
+                assert isinstance(caught.value.__cause__, MemoryError)
+                assert caught.value.close_info.initiator == "local"
 
 
 # Receiving
