@@ -403,15 +403,19 @@ class Core:
         if self.paused:
             self.proceed()
 
-    def file(self, deferred: Deferred, outcome: str | bytes | ProtocolError) -> None:
-        """A worker thread has finished a message: go on behind it."""
+    def file(self, deferred: Deferred, outcome: str | bytes | ProtocolError | None) -> None:
+        """A worker thread has finished a message: go on behind it. None: it has not, and the connection has ended."""
         if deferred is not self._behind:
             return  # the connection is closing
+        if outcome is None:
+            self.stopped = True
+            self.waiter.wake()
+            return
         self.stopped = self.ended  # unless there is more like this behind it
         too_big = isinstance(outcome, ProtocolError) and outcome.close_code == 1009
         held = deferred.in_parts() if too_big and not self.ended else None
         if isinstance(outcome, ProtocolError) and held is not None:
-            self.held = held
+            self.held = self._behind = held
             self.connection.too_big = outcome
             self._hold(outcome)
         else:

@@ -31,7 +31,7 @@ class Sending(Protocol):
 class Receiving(Protocol):
     """What inflating needs of a connection."""
 
-    def file(self, deferred: Deferred, outcome: str | bytes | ProtocolError) -> None: ...
+    def file(self, deferred: Deferred, outcome: str | bytes | ProtocolError | None) -> None: ...
 
     def fail(self, exc: Exception, initiator: Literal["local", "peer"]) -> None: ...
 
@@ -63,8 +63,10 @@ async def encode_later(
 
 async def finish_deferred(core: Receiving, deferred: Deferred) -> None:
     """Finish a message that came."""
-    outcome = await _run(core, _outcome, deferred)
-    if outcome is not None:
+    outcome: str | bytes | ProtocolError | None = None
+    try:
+        outcome = await _run(core, _outcome, deferred)
+    finally:  # also if the owner leaves first: somebody may wait for it
         core.file(deferred, outcome)
 
 

@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyio_ws import ConnectionClosedError, ConnectionClosedOK, Deflate, WebSocket, connect, serve
-from anyio_ws.protocol import Opcode, encode_frame
+from anyio_ws.protocol import Opcode, PerMessageDeflate, encode_frame
 from anyio_ws.protocol.compressing import MessageEncoder
+from anyio_ws.protocol.extensions import Extension
+from anyio_ws.protocol.restoring import Deferred
 from anyio_ws.receive_stream import CHUNK, DISCARD
-from anyio_ws.testing import RawPeer, connected_pair
+from anyio_ws.testing import RawPeer, connected_pair, raw_peer
 from support.peers import attack, both_attackers, growth
 from support.tools import Call, settle
 
@@ -212,25 +214,27 @@ async def test_the_next_stream_may_begin_before_the_one_that_a_thread_completes_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     held = Held(monkeypatch)
-    async with attack("client", extension="permessage-deflate", compression=Deflate()) as (peer, ws):
-        async with anyio.create_task_group() as group:
-            stream, following = ws.send_stream(), ws.send_stream()
-            await stream.__aenter__()
-            large = Call(group, stream.send, bytes(300_000))
-            await held.begun.wait()
-            large.cancel()
-            await settle()
-            entering = Call(group, following.__aenter__)
-            await settle()
-            leaving = Call(group, stream.__aexit__, None, None, None)
-            await settle()
-            assert not leaving.done
-            held.release.set()
-            await entering.wait()
-            await leaving.wait()
-            await following.__aexit__(None, None, None)
-            assert await inflate_message(peer) == bytes(300_000)
-            assert (await peer.receive_frame()).payload == b""
+    async with (
+        attack("client", extension="permessage-deflate", compression=Deflate()) as (peer, ws),
+        anyio.create_task_group() as group,
+    ):
+        stream, following = ws.send_stream(), ws.send_stream()
+        await stream.__aenter__()
+        large = Call(group, stream.send, bytes(300_000))
+        await held.begun.wait()
+        large.cancel()
+        await settle()
+        entering = Call(group, following.__aenter__)
+        await settle()
+        leaving = Call(group, stream.__aexit__, None, None, None)
+        await settle()
+        assert not leaving.done
+        held.release.set()
+        await entering.wait()
+        await leaving.wait()
+        await following.__aexit__(None, None, None)
+        assert await inflate_message(peer) == bytes(300_000)
+        assert (await peer.receive_frame()).payload == b""
 
 
 async def test_an_exception_while_a_thread_compresses_closes_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,22 +332,65 @@ async def test_nobody_waits_for_a_message_whose_end_could_not_be_compressed(
 ) -> None:
     failing_at(monkeypatch, fin=True)
     held = Held(monkeypatch)
-    async with attack("client", extension="permessage-deflate", compression=Deflate()) as (_, ws):
-        async with anyio.create_task_group() as group:
-            stream = ws.send_stream()
-            await stream.__aenter__()
-            large = Call(group, stream.send, bytes(300_000 if in_thread else 3))
+    async with (
+        attack("client", extension="permessage-deflate", compression=Deflate()) as (_, ws),
+        anyio.create_task_group() as group,
+    ):
+        stream = ws.send_stream()
+        await stream.__aenter__()
+        large = Call(group, stream.send, bytes(300_000 if in_thread else 3))
+        await settle()
+        large.cancel()
+        other = Call(group, ws.send, "other")
+        leaving = Call(group, stream.__aexit__, None, None, None)
+        await settle()
+        held.release.set()
+        for call in leaving, other:
+            with pytest.raises(ConnectionClosedError) as caught:
+                await call.wait()
+            assert isinstance(caught.value.__cause__, MemoryError)
+            assert caught.value.close_info.initiator == "local"
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("aborted", [True, False])
+async def test_nobody_waits_for_a_message_that_a_thread_could_not_inflate(
+    streamed: bool, aborted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Deferred) -> bytes:
+        raise MemoryError
+
+    held = Held(monkeypatch)
+    monkeypatch.setattr(Deferred, "finish", fail)
+    async with (
+        attack("client", extension="permessage-deflate", compression=Deflate(), max_size=2**22) as (peer, ws),
+        anyio.create_task_group() as group,
+    ):
+        call = Call(group, received_in_parts if streamed else WebSocket.receive, ws)
+        await peer.send_frame(BINARY | RSV1, Peer().compressed(bytes(2**20)))
+        await held.begun.wait()
+        if aborted:
+            ws.abort()
             await settle()
-            large.cancel()
-            other = Call(group, ws.send, "other")
-            leaving = Call(group, stream.__aexit__, None, None, None)
-            await settle()
-            held.release.set()
-            for call in leaving, other:
-                with pytest.raises(ConnectionClosedError) as caught:
-                    await call.wait()
-                assert isinstance(caught.value.__cause__, MemoryError)
-                assert caught.value.close_info.initiator == "local"
+            assert not call.done  # it had arrived before
+        held.release.set()
+        with pytest.raises(ConnectionClosedError) as caught:
+            await call.wait()
+        assert isinstance(caught.value.__cause__, ConnectionAbortedError if aborted else MemoryError)
+
+
+async def test_nobody_waits_for_a_message_that_is_not_inflated_because_its_owner_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held = Held(monkeypatch)
+    async with anyio.create_task_group() as group:
+        async with raw_peer() as (peer, ws):
+            with_extensions(ws, PerMessageDeflate(is_client=False))
+            call = Call(group, ws.receive)
+            await peer.send_frame(BINARY | RSV1, Peer().compressed(bytes(2**20)))
+            await held.begun.wait()
+        with pytest.raises(ConnectionClosedError):
+            await call.wait()
 
 
 # Receiving
@@ -505,6 +552,20 @@ async def test_receive_refuses_it(size: int) -> None:
     async with attack("client", extension="permessage-deflate", compression=Deflate(), max_size=1000) as (peer, ws):
         await peer.send_frame(BINARY | RSV1, Peer().compressed(bytes(size)))
         with pytest.raises(ConnectionClosedError, match="at least 1,001 bytes after inflating exceeds max_size=1,000"):
+            await ws.receive()
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_nobody_waits_for_it_if_the_connection_has_ended(streamed: bool) -> None:
+    async with attack("client", extension="permessage-deflate", compression=Deflate(), max_size=1000) as (peer, ws):
+        await peer.send_frame(BINARY | RSV1, Peer().compressed(bytes(2000)))
+        with anyio.fail_after(5):
+            while ws._core.held is None:
+                await checkpoint()
+        ws.abort()
+        if streamed:
+            assert join(await received_in_parts(ws)) == bytes(2000)
+        with pytest.raises(ConnectionClosedError):
             await ws.receive()
 
 
@@ -722,14 +783,14 @@ class Reversing:
     def release(self) -> None: ...
 
 
-def with_reversing(ws: WebSocket) -> None:
-    """Have both extensions in use, as if both had been agreed on."""
+def with_extensions(ws: WebSocket, *extensions: Extension) -> None:
+    """Have these extensions in use, as if they had been agreed on."""
     core = ws._core
     connection = type(core.connection)(
         is_client=core.is_client,
         max_size=core.options.max_size,
         scratch=core.loop.budget.scratch,
-        extensions=(Reversing(), *core.connection.extensions),
+        extensions=extensions,
         holds=True,
     )
     core.connection = connection
@@ -740,7 +801,7 @@ def with_reversing(ws: WebSocket) -> None:
 
 async def test_what_several_extensions_restore_comes_as_a_whole() -> None:
     async with attack("client", extension="permessage-deflate", compression=Deflate(), max_size=1000) as (peer, ws):
-        with_reversing(ws)
+        with_extensions(ws, Reversing(), *ws._core.connection.extensions)
         payload = Peer().compressed(b"olleh")
         await peer.send_frame(BINARY | 0x60, payload[:3], fin=False)
         async with anyio.create_task_group() as group:
@@ -757,7 +818,7 @@ async def test_what_several_extensions_restore_comes_as_a_whole() -> None:
 @pytest.mark.parametrize("inflated", [1001, 300_000])
 async def test_what_several_extensions_restore_keeps_to_max_size(inflated: int) -> None:
     async with attack("client", extension="permessage-deflate", compression=Deflate(), max_size=1000) as (peer, ws):
-        with_reversing(ws)
+        with_extensions(ws, Reversing(), *ws._core.connection.extensions)
         await peer.send_frame(BINARY | 0x60, Peer().compressed(bytes(inflated)))
         with pytest.raises(ConnectionClosedError, match=r"1009.*max_size=1,000"):
             await received_in_parts(ws)
@@ -765,7 +826,7 @@ async def test_what_several_extensions_restore_keeps_to_max_size(inflated: int) 
 
 async def test_a_message_for_several_extensions_that_is_too_long_as_it_is() -> None:
     async with attack("client", extension="permessage-deflate", compression=Deflate(), max_size=1000) as (peer, ws):
-        with_reversing(ws)
+        with_extensions(ws, Reversing(), *ws._core.connection.extensions)
         await peer.send_frame(BINARY | 0x60, Peer().compressed(noise(5000)))
         with pytest.raises(ConnectionClosedError, match=r"1009.*max_size=1,000"):
             await received_in_parts(ws)
