@@ -95,10 +95,10 @@ class ReceiveStream:
             await self._begin()
         except BaseException:
             core.receiver = None
-            if core.parts is self:
+            if core.parts is None or core.parts is self:  # or else the limit is that of a message being discarded
                 core.parts = None
-            max_size = core.options.max_size
-            core.connection.decoder.max_size = sys.maxsize if max_size is None else max_size
+                max_size = core.options.max_size
+                core.connection.decoder.max_size = sys.maxsize if max_size is None else max_size
             raise
         self._open = True
         return self

@@ -680,6 +680,20 @@ async def test_a_stream_after_one_that_was_left() -> None:
         assert await call.wait() == ["2", "3"]
 
 
+async def test_a_stream_that_is_cancelled_while_it_waits_for_the_rest_leaves_that_its_limit() -> None:
+    async with raw_peer(max_size=1000) as (peer, ws), anyio.create_task_group() as group:
+        await peer.send_frame(BINARY, b"begin", fin=False)
+        async with ws.receive_stream():
+            pass
+        call = Call(group, ws.receive_stream().__aenter__)
+        await settle()
+        call.cancel()
+        await settle()
+        await peer.send_frame(CONT, bytes(5000))
+        await peer.send_frame(BINARY, b"next")
+        assert await ws.receive() == b"next"
+
+
 async def test_too_long_a_rest_ends_the_connection() -> None:
     async with raw_peer() as (peer, ws), anyio.create_task_group() as group:
         await peer.send_frame(BINARY, b"1", fin=False)
