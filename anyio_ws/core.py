@@ -148,6 +148,7 @@ class Core:
         "room",
         "sender",
         "stopped",
+        "streaming",
         "transport",
         "waiter",
         "waits",
@@ -186,7 +187,8 @@ class Core:
         self.room: int = self._limit  # of the inbox; what was taken since is counted when the rest is used up
         self.paused: bool = False  # the inbox is full
         self.counts: bool = self._backlog is not None  # who takes a message tells make_room()
-        self.receiver: object | None = None  # the task that waits for a message
+        self.receiver: object | None = None  # the task that waits for a message, or receives one in parts
+        self.streaming: bool = False  # it does the latter: the messages in the inbox are not for it
         self.waits: int = 0  # how often a task began to
         self.stopped: bool = False  # the inbox gets nothing more
         self._discarded = 0  # messages that our Close took from the inbox
@@ -239,6 +241,11 @@ class Core:
     @property
     def ended(self) -> bool:
         return self.close_info is not None
+
+    @property
+    def _is_awaited(self) -> bool:
+        """A task waits for the oldest message of the inbox."""
+        return self.receiver is not None and not self.streaming
 
     @property
     def gone(self) -> bool:
@@ -478,7 +485,7 @@ class Core:
         self.room = self._limit - sum(map(len, self.inbox)) - MESSAGE_OVERHEAD * len(self.inbox)
         if self.room <= 0:
             # One message that somebody waits for, however large, is as good as taken: if not, the next read pauses.
-            if self.receiver is None or len(self.inbox) > 1 or self._decoder.pending:
+            if not self._is_awaited or len(self.inbox) > 1 or self._decoder.pending:
                 self._pause()
         elif self._decoder.pending and self.connection.too_big is None and self._behind is None:
             self.received(0)
@@ -488,7 +495,7 @@ class Core:
         inbox = self.inbox
         self._filing = True
         while True:
-            dropped = backlog.arrived(inbox, new, self.receiver is not None)
+            dropped = backlog.arrived(inbox, new, self._is_awaited)
             if dropped and self.log.debug:
                 self.log.event("messages dropped: %d (overflow=%r)", dropped, self.options.overflow)
             if dropped and backlog.closes:

@@ -126,7 +126,7 @@ class ReceiveStream:
             else:
                 await core.waiter.wait()
         # Nothing suspends from here on: what is taken now cannot be put back.
-        self._taking = True
+        self._taking = core.streaming = True
         if core.inbox:
             message = core.inbox.pop()
             self.text = isinstance(message, str)
@@ -206,7 +206,7 @@ class ReceiveStream:
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         core = self._core
-        self._open = False
+        self._open = core.streaming = False
         core.receiver = None
         self._chunks.clear()
         core.parts_size = 0 if self._restoring is None else self._restoring.size

@@ -230,6 +230,18 @@ async def test_a_message_that_is_waited_for_takes_no_room(policy):
         assert ws.stats.messages_dropped == 0
 
 
+async def test_who_receives_a_message_in_parts_waits_for_none_behind_it():
+    async with raw_peer(overflow="latest") as (peer, ws):
+        await arrive(peer, encode_frame(2, b"begin", KEY, False))
+        async with ws.receive_stream() as stream:
+            await arrive(peer, encode_frame(0, b"end", KEY) + frames("1"))
+            assert [chunk async for chunk in stream] == [b"begin", b"end"]
+            await arrive(peer, frames("2"))
+            await arrive(peer, frames("3"))
+        assert await ws.receive() == "3"
+        assert ws.stats.messages_dropped == 2
+
+
 @pytest.mark.parametrize("policy", DROPPING)
 async def test_a_receiver_that_is_cancelled_leaves_its_message_to_the_next(policy):
     async with raw_peer(overflow=policy, receive_buffer_size=100) as (peer, ws), anyio.create_task_group() as tg:

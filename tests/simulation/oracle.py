@@ -343,7 +343,7 @@ class Endpoint:
             self.file()
             parts: Any = self.core.parts
             self._takes_parts = ends_parts or (parts is not None and parts._taking)
-            self._is_awaited = self.core.receiver is not None
+            self._is_awaited = self.core.receiver is not None and not self.core.streaming
         self._depth += 1
 
     def after(self) -> None:
