@@ -209,6 +209,11 @@ class ReceiveStream:
         self._open = core.streaming = False
         core.receiver = None
         self._chunks.clear()
+        restoring = self._restoring
+        if restoring is not None and core.connection.close_sent is not None:
+            self._restoring = None  # nobody is to receive what refers to it
+            if restoring.fin:
+                core.restored()
         core.parts_size = 0 if self._restoring is None else self._restoring.size
         if not self._finished:
             self._discarded = 0

@@ -756,6 +756,28 @@ async def test_leaving_while_closing_does_no_harm() -> None:
         assert ws.close_info.clean
 
 
+@pytest.mark.parametrize("has_come", [True, False])
+async def test_after_our_close_the_rest_is_nobodys_concern(has_come: bool) -> None:
+    async with (
+        attack("client", extension="permessage-deflate", compression=Deflate()) as (peer, ws),
+        anyio.create_task_group() as group,
+    ):
+        payload = Peer().compressed(bytes(3 * DISCARD)) + TAIL
+        await peer.send_frame(BINARY | RSV1, payload, fin=False)
+        async with ws.receive_stream():
+            if has_come:
+                await peer.send_frame(CONT, b"\x00")
+                await settle()
+            call = Call(group, ws.aclose)
+            await settle()
+        await peer.send_close()
+        peer.send_eof()
+        await call.wait()
+        assert ws.close_info is not None
+        assert ws.close_info.clean
+        assert ws.stats.messages_received == has_come
+
+
 # Several extensions
 
 
