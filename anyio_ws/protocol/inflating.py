@@ -89,8 +89,9 @@ class Inflating:
         # Larger, which may be too large, or with a block that has BFINAL set, or malformed.
         decoder = MessageDecoder(self)
         decoder.resume(inflater, len(whole), rest, ended=ended, is_held=len(data) == room)
-        decoding = Decoding(decoder, b"", limit, data)
-        return decoding if len(data) == room else decoding.finish()
+        parts, more = decoder.decode_parts(b"", room - len(data), fin=True)
+        begun = b"".join((data, *parts))
+        return Decoding(decoder, b"", limit, begun) if more else begun
 
 
 class MessageDecoder:

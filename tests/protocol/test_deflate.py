@@ -856,6 +856,22 @@ def test_blocks_with_bfinal_are_granted_by_what_has_come(backend: str) -> None:
         in_parts(client, [final(b"")] * 17, 1000)
 
 
+@pytest.mark.parametrize("agreed", [{}, NO_TAKEOVER])
+def test_what_is_large_is_finished_later_also_behind_a_block_with_bfinal(agreed: dict[str, Any], backend: str) -> None:
+    message = b"x" + bytes(2**21)
+    payload = final(message[:1]) + final(message[1:]) + b"\x00"
+    assert len(payload) < inflating.INLINE_INPUT
+    for max_size in (len(message), 1000):
+        client, _ = pair(**agreed)
+        started = client.start_decode(payload, max_size)
+        assert isinstance(started, Decoding)
+        if max_size == len(message):
+            assert started.finish() == message
+        else:
+            with pytest.raises(ProtocolError, match=r"at least 1,001 bytes after inflating"):
+                started.finish()
+
+
 # Limits.
 
 
