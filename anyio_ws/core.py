@@ -316,6 +316,8 @@ class Core:
         """Decode and file what was read; with 0, which only we say, go on with what the decoder holds back."""
         if count:
             self.last_received = self._time()
+        if self._hanging_up and self.connection.too_big is not None:
+            return  # the decoder does not go on behind such a frame, and would keep all that comes
         inbox = self.inbox
         messages = self._decoder.filled(count, self.room if inbox else self._limit)
         self.room = room = self._decoder.room

@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import anyio
@@ -91,6 +91,27 @@ async def test_a_message_in_fragments_without_end_is_refused_at_max_size(role: s
         with pytest.raises(ConnectionClosedError, match=r"message of at least .* bytes exceeds max_size=1,048,576"):
             await received.wait()
         assert (await peer.receive_frame()).payload[:2] == (1009).to_bytes(2)
+
+
+@both_attackers
+@pytest.mark.parametrize("how", ["received", "closing"])
+async def test_what_comes_of_a_message_that_was_refused_for_its_size_is_not_kept(role: str, how: str) -> None:
+    block = bytes(50_000)
+    async with attack(role, max_size=1000) as (peer, ws), anyio.create_task_group() as group:
+        call = Call(group, ws.aclose if how == "closing" else ws.receive)
+        await settle()
+        await peer.send(encode_header(BINARY, 100 * MIB, KEY if role == "client" else None))
+        await settle()
+        assert (await peer.receive_frame()).opcode == CLOSE
+        with growth() as memory:
+            for _ in range(4 * MIB // len(block)):
+                await peer.send(block)
+                await settle()
+            assert not ws._core.gone
+            assert memory.now < MIB
+        peer.close()
+        with suppress(ConnectionClosedError):
+            await call.wait()
 
 
 @both_attackers
