@@ -13,7 +13,8 @@ read, but what arrived before may still be received. It is *gone* when the trans
 hang up in the order of RFC 6455 §7.1.1: the server closes first, so that it holds the TIME_WAIT, and not the client.
 
 What the peer makes us remember is bounded: the inbox (`receive_buffer_size`, then reading pauses, or `overflow` says
-what is dropped), one message being assembled (`max_size`), one chunk not yet decoded, and the latest Ping.
+what is dropped), one message being assembled (`max_size`) or what waits of one that is streamed
+(`receive_buffer_size`), one chunk not yet decoded, and the latest Ping.
 """
 
 import sys
@@ -108,7 +109,7 @@ class Core:
         "_delivering",
         "_discarded",
         "_eof",
-        "_filing",
+        "_telling",
         "_hanging_up",
         "_idle",
         "_ignored",
@@ -182,7 +183,7 @@ class Core:
         self._backlog: Backlog | None = (
             None if options.overflow == "backpressure" else Backlog(options.overflow, options.receive_buffer_size)
         )
-        self._filing = False  # the backlog is hearing of messages
+        self._telling = False  # the backlog is hearing of messages
         self._limit: int = options.receive_buffer_size if self._backlog is None else 1
         self.room: int = self._limit  # of the inbox; what was taken since is counted when the rest is used up
         self.paused: bool = False  # the inbox is full
@@ -465,15 +466,16 @@ class Core:
     def stream(self, max_size: int) -> None:
         """Take a message of up to so many bytes, the one that is held or else the next one, in parts."""
         self._decoder.max_size = max_size
-        self._let_go()
+        self._admit()
 
     def take_held(self, held: Restoring) -> Restoring:
         """Take the message in parts that is held, restored or not."""
         self.held = None
-        self._let_go()
+        self._admit()
         return held
 
-    def _let_go(self) -> None:
+    def _admit(self) -> None:
+        """A message over max_size is to come, for whoever takes or discards it."""
         if self.connection.too_big is not None:
             self.connection.too_big = None
             self.stopped = self.ended
@@ -481,8 +483,8 @@ class Core:
     def _used_up(self, new: int) -> None:
         """There is no room left, unless messages were taken since it was counted."""
         if self._backlog is not None:
-            if not self._filing:
-                self._file(self._backlog, new)
+            if not self._telling:
+                self._tell_backlog(self._backlog, new)
             return
         self.room = self._limit - sum(map(len, self.inbox)) - MESSAGE_OVERHEAD * len(self.inbox)
         if self.room <= 0:
@@ -492,10 +494,10 @@ class Core:
         elif self._decoder.pending and self.connection.too_big is None and self._behind is None:
             self.received(0)
 
-    def _file(self, backlog: Backlog, new: int) -> None:
+    def _tell_backlog(self, backlog: Backlog, new: int) -> None:
         """Messages came that the backlog has not heard of: it drops what is too much, and decoding goes on."""
         inbox = self.inbox
-        self._filing = True
+        self._telling = True
         while True:
             dropped = backlog.arrived(inbox, new, self._is_awaited)
             if dropped and self.log.debug:
@@ -511,7 +513,7 @@ class Core:
             self.room = backlog.round
             self.received(0)
             new = len(inbox) - before
-        self._filing = False
+        self._telling = False
         self.room = self._limit
 
     def _pause(self) -> None:
@@ -598,6 +600,7 @@ class Core:
     # Timers
 
     def probe(self) -> Ping:
+        """Send a Ping of keepalive's. If no message was sent since the last one, compressing gives its memory back."""
         if self.messages_sent == self._rested_at:
             for extension in self.connection.extensions:
                 extension.rest()

@@ -1,4 +1,4 @@
-"""How frames and messages look in the log, at DEBUG.
+"""What the log says of connections. Messages and control frames are there at DEBUG, and look as these do.
 
     > TEXT 5 B 'hello'
     < BINARY 70000 B 00 01 02 03 04 05 06 07 …

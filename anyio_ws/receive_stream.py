@@ -72,7 +72,7 @@ class ReceiveStream:
         self._entered = self._open = False
         self._waiting = False  # a task does, for a chunk
         self._taking = False  # the message has begun, and is ours
-        self._finished = False  # all of it has come
+        self._finished = False  # all of it has come, and is inflated
         self._chunks: deque[str | bytes] = deque()
         self._restoring: Restoring | None = None  # it is compressed, and not all of it is inflated
         self._size = 0  # bytes that have come, or come out

@@ -59,6 +59,8 @@ URL = "ws://test"
 def virtual_clock(backend: str) -> tuple[str, dict[str, Any]]:
     """Make a clock that jumps to the next timer instead of waiting: an hour takes a millisecond.
 
+    It jumps also while a worker thread of anyio's or trio's is at work, as one is on large messages with compression.
+
     Args:
         backend: "asyncio" or "trio".
 
@@ -80,7 +82,8 @@ def virtual_clock(backend: str) -> tuple[str, dict[str, Any]]:
 class _VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop whose selector advances the clock when there is nothing to do until a timer.
 
-    While a thread of its executor is at work, which knows nothing of this clock, time passes at its real pace.
+    While a thread of its executor is at work, which knows nothing of this clock, time passes at its real pace. (The
+    threads of anyio.to_thread are not among these.)
     """
 
     def __init__(self) -> None:

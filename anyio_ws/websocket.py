@@ -264,7 +264,8 @@ class WebSocket(ObjectStream[str | bytes]):
         """Receive the next message in parts: `async with ws.receive_stream() as stream`, `async for chunk in stream`.
 
         Memory is bounded by `receive_buffer_size`, however large the message is. Entering waits for it to begin, and
-        until the block is left no other task can receive. One that has arrived already comes in one chunk.
+        until the block is left no other task can receive. One that has arrived already, and is within the option
+        `max_size`, comes in one chunk.
 
         Args:
             max_size: bytes that the message may have, inflated if it is compressed, None for no limit; a larger one

@@ -59,13 +59,12 @@ class Restoring:
 
     Attributes:
         size: bytes that have come and are not restored yet.
-        restored: bytes that were.
         is_text: whether the message is text.
         fin: all of the message has come.
         done: all of it was restored.
     """
 
-    __slots__ = ("_decoder", "_given", "_more", "_received", "_text", "done", "fin", "is_text", "restored")
+    __slots__ = ("_decoder", "_given", "_more", "_received", "_restored", "_text", "done", "fin", "is_text")
 
     def __init__(self, decoder: PartDecoder, *, is_text: bool) -> None:
         self.is_text: bool = is_text
@@ -73,9 +72,9 @@ class Restoring:
         self._text = codecs.getincrementaldecoder("utf-8")() if is_text else None
         self._received = bytearray()  # not given to the decoder yet
         self._given = 0  # bytes that were, and are not done with
-        self._more = False
+        self._more = False  # the decoder may have more of them
+        self._restored = 0  # bytes that have come out
         self.fin: bool = False
-        self.restored: int = 0
         self.done: bool = False
 
     @property
@@ -100,7 +99,7 @@ class Restoring:
                 self._received.clear()
                 self._given = len(data)
             part, self._more = self._decoder.decode(data, max_length, fin=self.fin and not self._received)
-            self.restored += len(part)
+            self._restored += len(part)
             if not self._more:
                 self._given = 0
                 self.done = self.fin and not self._received
@@ -110,7 +109,7 @@ class Restoring:
         return b"" if self._text is None else ""
 
     def _decode(self, text: codecs.IncrementalDecoder, part: bytes) -> str:
-        start = self.restored - len(part) - len(text.getstate()[0])
+        start = self._restored - len(part) - len(text.getstate()[0])
         try:
             return text.decode(part, self.done)
         except UnicodeDecodeError as exc:
