@@ -453,6 +453,8 @@ class Core:
                 self.eof()
             else:
                 self.transport.resume()
+        if self.ended:
+            self._release()
 
     def _hold(self, error: ProtocolError) -> None:
         """A message over max_size is here: it is for the next receiver to refuse, or to stream."""
@@ -760,15 +762,19 @@ class Core:
             self._keepalive.stop()
         if self._idle is not None:
             self._idle.cancel()
-        if self.stopped and not self._decoder.pending:
-            for extension in self.connection.extensions:
-                extension.release()
+        self._release()
         self.pings.end()
         if self.ended_event is not None:
             self.ended_event.set()
         if self.receiver is not None:
             self.waiter.wake()
         self.log.ended(info)
+
+    def _release(self) -> None:
+        """Give back what compresses and inflates, unless what had arrived before the end is still to be inflated."""
+        if self.stopped and not self._decoder.pending:
+            for extension in self.connection.extensions:
+                extension.release()
 
     def _close_sent(self) -> Close:
         """Our Close frame, which is on its way."""

@@ -569,6 +569,31 @@ async def test_nobody_waits_for_it_if_the_connection_has_ended(streamed: bool) -
             await ws.receive()
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_what_is_inflated_after_the_end_leaves_nothing_behind(
+    streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = Held(monkeypatch)
+    async with attack("client", extension="permessage-deflate", compression=Deflate()) as (peer, ws):
+        theirs = Peer()
+        payload = theirs.compressed(bytes(300_000))
+        await peer.send_frame(BINARY | RSV1, payload[:5], fin=False)
+        stream = await ws.receive_stream().__aenter__() if streamed else None
+        behind = encode_frame(BINARY | RSV1, theirs.compressed(b"behind it"), bytes(4))
+        await peer.send(encode_frame(CONT, payload[5:], bytes(4)) + behind)
+        await settle()
+        ws.abort()
+        threads.release.set()
+        if stream is None:
+            assert await ws.receive() == bytes(300_000)
+        else:
+            assert join([chunk async for chunk in stream]) == bytes(300_000)
+            await stream.__aexit__(None, None, None)
+        assert await ws.receive() == b"behind it"
+        extension: Any = ws._core.connection.extensions[0]
+        assert extension._inflating.inflater is None
+
+
 async def test_our_close_does_not_wait_for_somebody_to_take_it() -> None:
     async with attack("client", extension="permessage-deflate", compression=Deflate(), max_size=1000) as (peer, ws):
         await peer.send_frame(BINARY | RSV1, Peer().compressed(bytes(2000)))
