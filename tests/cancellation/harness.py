@@ -12,6 +12,7 @@ yet, or be about to go on because it is there, and in between the event loop has
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import suppress
 from enum import Enum
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 import anyio
 from anyio.lowlevel import checkpoint, current_token
 
+from anyio_ws.testing import _VirtualLoop
 from support.peers import sockets
 
 MAX_POINTS = 300
@@ -31,6 +33,12 @@ TICKS = [0, 1, 2, 4, 8]
 
 PATIENCE = 10
 """Seconds for one run; most take some milliseconds."""
+
+ENDING = 1.0
+"""Seconds for which the closing of a block is shielded at most, min(close_timeout, 1 s). Nothing else is."""
+
+ROUNDING, SLACK = 1e-6, 3
+"""Seconds more, the latter where the clock is real: the machine may be busy."""
 
 LATER = 0.002
 """Seconds until what a scenario says is to happen meanwhile: all that needs no time has happened before."""
@@ -88,6 +96,7 @@ class Trial:
         point: at which suspension, from 0.
         kind: what the scenario is to run over.
         reached: the call came as far as that; if not, nothing was cancelled.
+        bound: seconds that the call may still take when it is cancelled.
         over: the call has ended.
     """
 
@@ -96,10 +105,12 @@ class Trial:
         self.point = point
         self.kind = kind
         self.reached = False
+        self.bound = ENDING
         self._passed = 0
         self._scope = anyio.CancelScope()
         self._cancel: Callable[[], object] = partial(self._scope.cancel, REASON)
         self._fired = False
+        self._fired_at = math.inf
         self._delivered = False
         self.over = anyio.Event()
         self._stop_listening: Callable[[], object] | None = None
@@ -131,6 +142,7 @@ class Trial:
             try:
                 await (self._as_a_task(subject) if self.way.is_native else self._in_a_scope(subject))
             finally:
+                took = anyio.current_time() - min(self._fired_at, self._scope.deadline)
                 self.over.set()
                 if self._stop_listening is not None:
                     self._stop_listening()
@@ -139,6 +151,8 @@ class Trial:
         assert outcome.finished + outcome.cancelled + (outcome.error is not None) == 1
         if not self.way.is_native:
             assert self._scope.cancelled_caught == outcome.cancelled, "its scope says otherwise"
+        slack = ROUNDING if is_virtual() else SLACK
+        assert took <= self.bound + slack, f"it took {took} s to be cancelled, expected {self.bound}"
         if self._delivered or (self.way is Way.ALREADY and self._fired):
             assert not outcome.finished, "it swallowed the cancellation"
         return outcome
@@ -200,6 +214,7 @@ class Trial:
     def _fire(self, *_: object) -> None:
         if not self.over.is_set():
             self.reached = self._fired = True
+            self._fired_at = anyio.current_time()
             self._cancel()
 
     # What `_Driven` sees
@@ -276,6 +291,17 @@ def _when_woken(yielded: Any, callback: Callable[..., object]) -> Callable[[], o
     return partial(remove_instrument, listener)
 
 
+def is_virtual() -> bool:
+    """Whether time passes only when nothing else is left to do."""
+    native = current_token().native_token
+    if isinstance(native, asyncio.AbstractEventLoop):
+        return isinstance(native, _VirtualLoop)
+    from trio.lowlevel import current_clock
+    from trio.testing import MockClock
+
+    return isinstance(current_clock(), MockClock)
+
+
 def _cancelling() -> int:
     """How often asyncio has been asked to cancel the current task; 0 on trio."""
     if isinstance(current_token().native_token, asyncio.AbstractEventLoop):
@@ -313,7 +339,8 @@ async def at_every_point(scenario: Callable[[Trial], Awaitable[None]], kind: str
     on_asyncio = isinstance(current_token().native_token, asyncio.AbstractEventLoop)
     for way in ways:
         if on_asyncio or not way.is_native:
-            for point in TICKS if way is Way.TICKS else range(MAX_POINTS):
+            ticks = TICKS if is_virtual() else TICKS[::2]
+            for point in ticks if way is Way.TICKS else range(MAX_POINTS):
                 if not await _reaches(scenario, Trial(way, point, kind)):
                     break
             else:

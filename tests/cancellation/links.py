@@ -15,6 +15,7 @@ import anyio
 import trustme
 from anyio.abc import ObjectStream, SocketAttribute
 from anyio.streams.stapled import StapledObjectStream
+from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import Frame
 
 from anyio_ws import Server, WebSocket, connect
@@ -25,10 +26,13 @@ from anyio_ws.transports.base import Transport
 from anyio_ws.transports.socket import SocketTransport
 from anyio_ws.transports.stream import StreamTransport
 from anyio_ws.transports.tls import TLSTransport
-from support.peers import UPGRADE, head, switching
+from support.peers import UPGRADE, attack, head, switching
 
 OPTIONS: dict[str, Any] = {"ping_interval": None, "close_timeout": 0.5}
 """A scenario whose peer never answers says a shorter time, which passes on the real clock too."""
+
+EXTENSIONS = "Sec-WebSocket-Extensions: permessage-deflate"
+"""What a peer offers, or answers with, if our end has the option `compression`."""
 
 BUFFER = 32768
 """Of each socket, so that a peer that does not read is noticed soon."""
@@ -60,13 +64,21 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
         return near, listener.accept()[0]
 
 
+def with_extensions(peer: RawPeer, options: dict[str, Any]) -> RawPeer:
+    """Let the peer inflate what we compress, if that is an option of ours."""
+    if options.get("compression"):
+        setattr(peer, "extensions", [PerMessageDeflate(False, False, 15, 15)])  # noqa: B010
+    return peer
+
+
 async def read_frame(peer: RawPeer) -> Frame:
     """The next frame from us."""
 
     def read_exact(count: int) -> Generator[Any, Any, bytes]:
         return (yield count)
 
-    parser: Any = Frame.parse(read_exact, mask=not peer._is_client)
+    extensions = getattr(peer, "extensions", None)
+    parser: Any = Frame.parse(read_exact, mask=not peer._is_client, extensions=extensions)
     count = next(parser)
     while True:
         try:
@@ -100,19 +112,27 @@ async def linked(kind: str, **options: Any) -> AsyncGenerator[tuple[RawPeer, Web
     """A peer and our WebSocket, which have shaken hands."""
     options = OPTIONS | options
     if kind in ("memory-client", "memory-server"):
-        async with raw_peer("server" if kind == "memory-client" else "client", **options) as ends:
-            yield ends
+        role: Any = "server" if kind == "memory-client" else "client"
+        if not options.get("compression"):
+            async with raw_peer(role, **options) as ends:
+                yield ends
+            return
+        async with attack(role, extension=EXTENSIONS.partition(": ")[2], **options) as (peer, ws):
+            try:
+                yield with_extensions(peer, options), ws
+            finally:
+                ws.abort()
     elif kind == "tls":
         accepted, handler = keeper()
         async with serving(kind, handler, **options) as server, dialled(server, kind) as peer:
             try:
-                yield peer, accepted[0]
+                yield with_extensions(peer, options), accepted[0]
             finally:
                 accepted[0].abort()
     else:
         async with shaking_hands(kind, **options) as (peer, connecting, _), connecting as ws:
             try:
-                yield peer, ws
+                yield with_extensions(peer, options), ws
             finally:
                 ws.abort()
 
@@ -122,9 +142,11 @@ async def shaking_hands(kind: str, **options: Any) -> AsyncGenerator[tuple[RawPe
     """A peer that accepts the opening handshake, the `connect` to it, and what says that the peer is free again."""
     answered = anyio.Event()
 
+    fields = [EXTENSIONS] if options.get("compression") else []
+
     async def answer() -> None:
         with suppress(anyio.EndOfStream):
-            await peer.send(switching(await head(peer)))
+            await peer.send(switching(await head(peer), *fields))
         answered.set()
 
     if kind == "stream":
@@ -178,7 +200,8 @@ def dialling(server: Server, kind: str, **options: Any) -> connect:
 async def dialled(server: Server, kind: str) -> AsyncGenerator[RawPeer]:
     """A client that has shaken hands with it, and speaks frames."""
     async with raw_end(partial(_dial, server, kind), is_client=True) as peer:
-        await peer.send(UPGRADE)
+        # A server without the option does not answer the offer.
+        await peer.send(UPGRADE[:-2] + EXTENSIONS.encode() + b"\r\n\r\n")
         response = await head(peer)
         assert response.startswith(b"HTTP/1.1 101 "), response
         yield peer

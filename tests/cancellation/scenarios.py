@@ -5,7 +5,9 @@ To add one, write a function like those below: set the stage with `linked` or `s
 """
 
 import socket
+import zlib
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -16,7 +18,7 @@ from anyio.lowlevel import checkpoint
 from websockets.frames import Close, Frame, Opcode
 
 import anyio_ws.transports.connecting
-from anyio_ws import ConnectionClosedOK, HandshakeError, Server, WebSocket, accept, connect, serve
+from anyio_ws import ConnectionClosedOK, Deflate, HandshakeError, Server, WebSocket, accept, connect, serve
 from anyio_ws.testing import RawPeer
 from anyio_ws.transports.stream import StreamTransport
 from support.peers import UPGRADE, head, until
@@ -24,6 +26,7 @@ from support.tools import Call, settle
 
 from .harness import Outcome, Trial
 from .links import (
+    EXTENSIONS,
     OPTIONS,
     contexts,
     dialled,
@@ -35,6 +38,7 @@ from .links import (
     read_frame,
     serving,
     shaking_hands,
+    with_extensions,
 )
 
 LINKS = ["memory-client", "memory-server", "stream", "tcp", "tls"]
@@ -420,9 +424,9 @@ async def whole_or_closed(trial: Trial, peer: RawPeer, ws: WebSocket, outcome: O
         frames: list[Frame] = []
         await read_all(peer, frames)
         assert Close.parse(bytes(frames.pop().data)).code == 1001
-        assert frames
+        assert frames or ws._core.connection.extensions  # else a thread may not have come to its end
         assert not any(frame.fin for frame in frames)
-        assert [bytes(frame.data) for frame in frames] == chunks[: len(frames)]
+        assert b"".join(chunks).startswith(b"".join(bytes(frame.data) for frame in frames))
         assert (await ws.wait_closed()).code == 1001
         nobody_waits(ws)
     else:
@@ -497,6 +501,183 @@ async def no_chunk_is_lost(trial: Trial) -> None:
             got += [chunk async for chunk in stream]
             assert "".join(got) == "0123456789"
         assert ws._core.parts is None
+
+
+# Compression: what takes long is left to a thread, which is real, and so is the time that it takes
+
+RSV1 = 0x40
+DEFLATE: dict[str, Any] = {"compression": Deflate()}
+LARGE = b"more than any library compresses at once " * 8000
+
+
+def compressed(*messages: bytes) -> list[bytes]:
+    compressor = zlib.compressobj(wbits=-15)
+    return [(compressor.compress(message) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4] for message in messages]
+
+
+@over(*LINKS)
+async def send_compressed(trial: Trial) -> None:
+    async with linked(trial.kind, **DEFLATE) as (peer, ws):
+        ws._budget.sends = 1  # it yields before
+        outcome = await trial.call(ws.send, b"subject" * 50)
+        await ws.send(b"subject" * 20)  # it refers to the one before, if that was compressed
+        sent = messages(await usable(peer, ws))
+        assert sent == [b"subject" * 50, b"subject" * 20][3 - ws.stats.messages_sent :]
+        assert not outcome.finished or len(sent) == 2
+
+
+@over("tcp", "tls")
+async def send_compressed_by_a_thread(trial: Trial) -> None:
+    async with linked(trial.kind, **DEFLATE) as (peer, ws):
+        ws._budget.renew()  # the thread begins before it waits, and what it has begun is committed
+        await trial.call(ws.send, LARGE)
+        assert messages(await usable(peer, ws)) == ([] if trial.called_off else [LARGE])
+
+
+@over("tcp", "tls")
+async def send_many_of_which_one_is_large(trial: Trial) -> None:
+    items = [b"first" * 50, LARGE, b"last" * 50]
+    async with linked(trial.kind, **DEFLATE) as (peer, ws):
+        peer.pause()
+        outcome = await trial.call(ws.send_many, items, meanwhile=partial(resume, peer))
+        sent = messages(await usable(peer, ws))
+        assert sent == items[: ws.stats.messages_sent - 1]
+        assert not outcome.finished or sent == items
+
+
+@over("memory-client", "memory-server", "tcp")
+async def receive_compressed(trial: Trial) -> None:
+    first, second = compressed(b"text " * 50, b"text " * 20)
+
+    async def send() -> None:
+        await peer.send_frame(Opcode.TEXT | RSV1, first)
+        await peer.send_frame(Opcode.TEXT | RSV1, second)
+
+    async with linked(trial.kind, **DEFLATE) as (peer, ws):
+        outcome = await trial.call(ws.receive, meanwhile=send)
+        await all_received(ws, outcome.result, ["text " * 50, "text " * 20])
+        await usable(peer, ws)
+
+
+@over("tcp", "tls")
+async def receive_what_a_thread_inflates(trial: Trial) -> None:
+    payloads = compressed(LARGE, LARGE, b"last")
+
+    async def send() -> None:
+        for payload in payloads:
+            await peer.send_frame(Opcode.BINARY | RSV1, payload)
+
+    async with linked(trial.kind, **DEFLATE) as (peer, ws), anyio.create_task_group() as group:
+        group.start_soon(send)
+        outcome = await trial.call(ws.receive)
+        await all_received(ws, outcome.result, [LARGE.decode(), LARGE.decode(), "last"])
+        await usable(peer, ws)
+
+
+@over("memory-client", "tcp")
+async def send_in_parts_compressed(trial: Trial) -> None:
+    async with linked(trial.kind, **DEFLATE) as (peer, ws):
+        peer.pause()
+        outcome = await trial.call(some_chunks, ws, 20_000, meanwhile=partial(resume, peer))
+        peer.resume()
+        await whole_or_closed(trial, peer, ws, outcome, [b"%d" % number + bytes(20_000) for number in range(3)])
+
+
+@over("tcp", "tls")
+async def send_in_parts_compressed_by_a_thread(trial: Trial) -> None:
+    async with linked(trial.kind, **DEFLATE) as (peer, ws):
+        ws._budget.renew()
+        outcome = await trial.call(some_chunks, ws, 300_000)
+        await whole_or_closed(trial, peer, ws, outcome, [b"%d" % number + bytes(300_000) for number in range(3)])
+
+
+@over("memory-client", "memory-server", "tcp")
+async def receive_in_parts_compressed(trial: Trial) -> None:
+    payload, following = compressed(bytes(200_000), b"next")
+    async with linked(trial.kind, **DEFLATE) as (peer, ws):
+        got: list[Any] = []
+        caught: list[bool] = []
+
+        async def fragments() -> None:
+            await peer.send_frame(Opcode.BINARY | RSV1, payload[:100], fin=False)
+            await settle()
+            await peer.send_frame(Opcode.CONT, payload[100:])
+            await peer.send_frame(Opcode.BINARY | RSV1, following)  # it may refer to what was left
+
+        async def subject() -> None:
+            async with ws.receive_stream() as stream:
+                caught.append(True)
+                async for chunk in stream:
+                    got.append(chunk)
+
+        outcome = await trial.call(subject, meanwhile=fragments)
+        assert not outcome.finished or b"".join(got) == bytes(200_000)
+        if not caught:
+            assert await ws.receive() == bytes(200_000)
+        assert await ws.receive() == b"next"
+        await usable(peer, ws)
+
+
+# What else sends and receives
+
+
+async def _where_messages_are_dropped(trial: Trial, policy: str) -> None:
+    expected = [f"{number:0100}" for number in range(20)]
+    async with linked(trial.kind, receive_buffer_size=400, overflow=policy) as (peer, ws):
+        outcome = await trial.call(ws.receive, meanwhile=partial(say, peer, *map(str.encode, expected)))
+        while ws.stats.messages_received < 20:
+            await checkpoint()
+        got = received_by(outcome.result)
+        got += [str(await ws.receive()) for _ in range(len(ws._inbox))]
+        assert [message for message in expected if message in got] == got
+        assert len(got) + ws.stats.messages_dropped == 20
+        assert (expected[0] if policy == "drop_newest" else expected[-1]) in got
+        await usable(peer, ws)
+
+
+for policy in ("drop_oldest", "drop_newest", "latest"):
+    scenario = partial(_where_messages_are_dropped, policy=policy)
+    scenario.__name__ = f"receive_{policy}"
+    over("memory-server", "tcp")(scenario)
+
+
+@over(*LINKS)
+async def send_to_a_byte_stream(trial: Trial) -> None:
+    async with linked(trial.kind) as (peer, ws):
+        ws._budget.sends = 1
+        stream = ws.as_byte_stream()
+        outcome = await trial.call(stream.send, b"subject")
+        await stream.send(b"next")
+        sent = messages(await usable(peer, ws))
+        assert sent in ([b"subject", b"next"], [b"next"])
+        assert not outcome.finished or len(sent) == 2
+
+
+@over("memory-client", "tcp")
+async def send_more_to_a_byte_stream_than_there_is_room_for(trial: Trial) -> None:
+    item = bytes(range(256)) * 6000
+    async with linked(trial.kind) as (peer, ws):
+        peer.pause()
+        outcome = await trial.call(ws.as_byte_stream().send, item, meanwhile=partial(resume, peer))
+        sent = b"".join(messages(await usable(peer, ws)))
+        assert sent in (b"", item[: 2**20], item)
+        assert not outcome.finished or sent == item
+
+
+@over(*LINKS)
+async def receive_from_a_byte_stream(trial: Trial) -> None:
+    async def send() -> None:
+        await peer.send_frame(Opcode.BINARY, b"")
+        await peer.send_frame(Opcode.BINARY, b"12345")
+
+    async with linked(trial.kind) as (peer, ws):
+        stream = ws.as_byte_stream()
+        outcome = await trial.call(stream.receive, 2, meanwhile=send)
+        got = outcome.result or b""
+        while len(got) < 5:
+            got += await stream.receive(2)
+        assert got == b"12345"
+        await usable(peer, ws)
 
 
 # Pings
@@ -718,6 +899,52 @@ async def leaving_a_block_by_an_exception(trial: Trial) -> None:
                 assert frames[-1].data[:2] == b"\x03\xf3"
 
 
+@over("stream")
+async def a_block_whose_peer_is_silent(trial: Trial) -> None:
+    trial.bound = 0.05
+    async with shaking_hands(trial.kind, close_timeout=trial.bound) as (peer, connecting, answered):
+        opened: list[WebSocket] = []
+
+        async def block() -> None:
+            async with connecting as ws:
+                opened.append(ws)
+                await trial.counted(ws.receive)
+
+        async def other_side() -> None:
+            await answered.wait()
+            if not trial.cancelled:
+                await say(peer, b"the message")
+
+        await trial.call(block, counted=False, meanwhile=partial(soon, trial, other_side))
+        for ws in opened:
+            gone(ws, 1000, 1001, 1006)
+
+
+@over("memory")
+async def a_server_whose_peers_are_silent(trial: Trial) -> None:
+    trial.bound = 0.05
+    server = serving(trial.kind, keeper()[1], close_timeout=trial.bound)
+    started, ready = anyio.Event(), anyio.Event()
+
+    async def block() -> None:
+        async with server:
+            started.set()
+            await ready.wait()
+            await trial.counted(anyio.sleep, 0.003)
+
+    async def peers() -> None:
+        await started.wait()
+        with suppress(OSError, anyio.EndOfStream):  # the server may be gone before
+            async with dialled(server, trial.kind), dialled(server, trial.kind):
+                ready.set()
+                await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(peers)
+        await trial.call(block, counted=False)
+        group.cancel_scope.cancel()
+
+
 @over("stream", "tcp")
 async def a_block_that_waits(trial: Trial) -> None:
     async with shaking_hands(trial.kind) as (peer, connecting, answered):
@@ -775,6 +1002,15 @@ async def a_whole_block(trial: Trial) -> None:
         await in_order(server, trial.kind)
 
 
+@over(*SERVERS)
+async def a_whole_block_with_compression(trial: Trial) -> None:
+    async with serving(trial.kind, echo, **DEFLATE) as server:
+        await trial.call(visit, dialling(server, trial.kind, **DEFLATE))
+        await in_order(server, trial.kind)
+        async with dialling(server, trial.kind, **DEFLATE) as ws:
+            assert ws.response.headers["Sec-WebSocket-Extensions"].startswith("permessage-deflate")
+
+
 @over("tcp", "tls")
 async def a_whole_block_without_time_limits(trial: Trial) -> None:
     async with serving(trial.kind, echo) as server:
@@ -818,6 +1054,32 @@ async def a_whole_block_of_accept(trial: Trial) -> None:
 
         await trial.call(block, meanwhile=client)
         await peer.receive_eof()
+
+
+@over("stream")
+async def a_whole_block_of_accept_with_compression(trial: Trial) -> None:
+    near, far = pipe()
+    (payload,) = compressed(b"hello " * 50)
+    frames: list[Frame] = []
+    async with raw_end(partial(StreamTransport, far), is_client=True) as peer:
+        with_extensions(peer, DEFLATE)
+
+        async def block() -> None:
+            async with accept(near, **OPTIONS, **DEFLATE) as ws:
+                await ws.send(await ws.receive())
+
+        async def client() -> None:
+            await peer.send(UPGRADE[:-2] + EXTENSIONS.encode() + b"\r\n\r\n")
+            try:
+                await head(peer)
+            except anyio.EndOfStream:
+                return
+            await peer.send_frame(Opcode.TEXT | RSV1, payload)
+            await read_all(peer, frames)
+
+        outcome = await trial.call(block, meanwhile=client)
+        await peer.receive_eof()
+        assert not outcome.finished or bytes(frames[0].data) == b"hello " * 50
 
 
 @over("stream")

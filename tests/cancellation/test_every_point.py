@@ -7,7 +7,7 @@ from .scenarios import REAL, SCENARIOS, Scenario
 
 pytestmark = pytest.mark.exhaustive
 
-ON_SOCKETS = [Way.BEFORE, Way.WAKING, Way.NATIVE_WAKING]
+ON_SOCKETS = [Way.BEFORE, Way.WAKING, Way.TICKS, Way.NATIVE_WAKING]
 """The other ways come to the same there, and each run takes some milliseconds of real time."""
 
 
