@@ -756,7 +756,9 @@ class Core:
     def _end(self, info: CloseInfo) -> None:
         self.close_info = info
         self.closing = True
-        self.stopped = not isinstance(self._behind, Deferred)  # what a thread is restoring is received first
+        # What a thread is restoring is received first, but not what was found to be too large.
+        self.stopped = self.held is not None or not isinstance(self._behind, Deferred)
+        self.held = None
         self.outbox.close()
         if self._keepalive is not None:
             self._keepalive.stop()

@@ -286,6 +286,22 @@ async def test_an_end_behind_a_message_in_a_thread_that_is_refused(role: str, pa
 
 @pytest.mark.real_time
 @both_roles
+async def test_an_end_behind_a_message_that_a_thread_found_too_large(role: str) -> None:
+    async with peer_with(role) as (peer, ws):
+        await send_compressed(peer, bytes(2 * MIB))
+        while not ws._core.stopped:
+            await anyio.lowlevel.checkpoint()
+        peer.reset()
+        ws._core.poll()
+        with anyio.fail_after(5):
+            with pytest.raises(ConnectionClosedError, match="1006"):
+                await ws.receive()
+            with pytest.raises(ConnectionClosedError, match="1006"):
+                await ws.receive_stream().__aenter__()
+
+
+@pytest.mark.real_time
+@both_roles
 async def test_what_was_held_back_refers_to_what_was_received_also_after_the_end(role: str) -> None:
     compressor = zlib.compressobj(wbits=-15)
     message = random.randbytes(800)
