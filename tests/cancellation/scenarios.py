@@ -515,7 +515,7 @@ def compressed(*messages: bytes) -> list[bytes]:
     return [(compressor.compress(message) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4] for message in messages]
 
 
-@over(*LINKS)
+@over("memory-client", "memory-server", "tcp")
 async def send_compressed(trial: Trial) -> None:
     async with linked(trial.kind, **DEFLATE) as (peer, ws):
         ws._budget.sends = 1  # it yields before
@@ -641,7 +641,7 @@ for policy in ("drop_oldest", "drop_newest", "latest"):
     over("memory-server", "tcp")(scenario)
 
 
-@over(*LINKS)
+@over("memory-client", "memory-server", "tcp")
 async def send_to_a_byte_stream(trial: Trial) -> None:
     async with linked(trial.kind) as (peer, ws):
         ws._budget.sends = 1
@@ -664,7 +664,7 @@ async def send_more_to_a_byte_stream_than_there_is_room_for(trial: Trial) -> Non
         assert not outcome.finished or sent == item
 
 
-@over(*LINKS)
+@over("memory-client", "memory-server", "tcp")
 async def receive_from_a_byte_stream(trial: Trial) -> None:
     async def send() -> None:
         await peer.send_frame(Opcode.BINARY, b"")
