@@ -606,7 +606,7 @@ class Endpoint:
         self.expect(len(pings) <= 1, f"{len(pings)} pings are owed an answer")
         self.expect(not pings or outbox.control_waits, "a ping is not answered")
         held = core.connection.error or core.connection.too_big
-        held = held or core.parts_size or self.clock.threads
+        held = held or core.parts_size or self.clock.threads or self.streaming is not None
         self.expect(core.inbox or not core.paused or held, "reading is paused, but the inbox is empty")
         reason = self.clock.threads or self.waiting("send_stream")
         self.expect(not outbox.held or reason, "the outbox is held, but nobody sends in parts")
