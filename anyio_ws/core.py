@@ -831,4 +831,5 @@ class Core:
         if not self.ended and error is not None and self._began is None:
             self.refuse(error.close_code, error, keep_inbox=True)  # nobody has received what came before it
         else:
+            self.poll()  # its answer may be here, and we be the slow ones
             self.fail(TimeoutError("the peer did not finish the closing handshake in time (close_timeout)"))

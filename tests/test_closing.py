@@ -321,6 +321,16 @@ async def test_an_answer_that_is_here_when_a_close_is_given_up_counts():
         assert ws.close_info == CloseInfo(1001, "", "local", clean=True)
 
 
+async def test_an_answer_that_is_here_when_close_timeout_is_over_counts():
+    async with raw_peer() as (peer, ws), anyio.create_task_group() as tg:
+        call = Call(tg, ws.aclose)
+        assert (await peer.receive_frame()).opcode == CLOSE
+        await peer.send_close(1000)
+        ws._core._deadline.callback()  # before anybody has read: the event loop was busy
+        await call.wait()
+        assert ws.close_info == CloseInfo(1000, "", "local", clean=True)
+
+
 async def test_a_close_that_finds_the_connection_broken():
     async with raw_peer() as (peer, ws):
         peer._transport.closed = True  # nobody has noticed yet
