@@ -530,6 +530,7 @@ async def test_max_connections_holds_while_a_101_waits_to_be_sent() -> None:
         assert server.stats == ServerStats(accepted=1, rejected=1, open=1)
 
 
+@pytest.mark.virtual_time
 async def test_a_connection_whose_101_waits_when_the_server_is_drained_is_closed_too() -> None:
     async with (
         MemoryServer(idle, process_request=slow_101) as server,
