@@ -163,7 +163,7 @@ class Conductor:
             self._note(level_faults(process, warm, levels[-1][process], self._bounds))
         for process in levels[0]:
             self._say(f"{process}, before and after each round:")
-            for what in ("traced",) if arguments.trace else ("resident", "allocated", "blocks", "objects"):
+            for what in ("traced",) if arguments.trace else ("resident", "peak", "allocated", "blocks", "objects"):
                 unit, size = ("", 1) if what in ("blocks", "objects") else (" MiB", 2**20)
                 figures = ", ".join(f"{level[process][what] / size:.{1 if unit else 0}f}" for level in levels)
                 self._say(f"  {what}{unit}: {figures}")
@@ -179,15 +179,15 @@ class Conductor:
     def _bounds(self) -> dict[str, int]:
         """By how much the figures of a process may grow while rounds are repeated.
 
-        What is alive must not grow, but for a few caches of Python and uvloop, which keep 255 objects of a kind. What
-        is resident wanders a little as well: it depends on what was between the connections in memory.
+        What is alive must not grow, but for what event loops and Python keep for the next time: some hundreds of
+        objects of a kind. The peak depends a little on what happens at the same time.
         """
         if self._arguments.trace:
             return {"descriptors": 0, "tasks": 0, "traced": 2**18}
         connections = self._arguments.connections
         return {
-            **{"descriptors": 0, "tasks": 0, "objects": 500, "blocks": 2000},
-            **{"allocated": 2**20 + 50 * connections, "resident": 2**22 + 2000 * connections},
+            **{"descriptors": 0, "tasks": 0, "objects": 100 + connections // 5, "blocks": 2000 + connections // 5},
+            **{"allocated": 2**20 + 50 * connections, "peak": 2**24 + 2000 * connections},
         }
 
     def _note(self, faults: list[str]) -> None:

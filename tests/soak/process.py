@@ -85,17 +85,20 @@ def figures() -> dict[str, int]:
     What is alive is in `objects` (those that the garbage collector knows), `blocks` (up to 512 bytes, of Python's own
     allocator) and `allocated` (bytes, of malloc, for all that is larger). `resident` is what of this process is in
     memory, and so has what is free, but lies between what is not: both allocators give back only pages, and Python's
-    only a whole MiB, in which nothing is alive.
+    only a whole MiB, in which nothing is alive. How much that is, is chance, up to the `peak`: the most that was ever
+    resident. What is free is used again, so the peak does not rise when the same is repeated.
     """
     gc.collect()
     if not tracemalloc.is_tracing():
         LIBC.malloc_trim(0)
     with open("/proc/self/statm") as statm:
         resident = int(statm.read().split()[1]) * PAGE
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     LIBC.mallinfo2.restype = Mallinfo
     malloc = LIBC.mallinfo2()
     return {
         "resident": resident,
+        "peak": peak,
         "objects": len(gc.get_objects()),
         "blocks": sys.getallocatedblocks(),
         "allocated": malloc.uordblks + malloc.hblkhd,
