@@ -104,6 +104,7 @@ class Core:
         "_backlog",
         "_behind",
         "_began",
+        "_close_end",
         "_deadline",
         "_decoder",
         "_delivering",
@@ -227,6 +228,7 @@ class Core:
         self.closing: bool = False  # nobody may send any more
         self.close_info: CloseInfo | None = None
         self._began: CloseInfo | None = None  # the ending that our aclose() began
+        self._close_end = 0  # what `taken` of the outbox will be, at least, when our Close has left
         self._deadline: Timer | None = None
         self._hanging_up = False
         self._shut = False  # our side of the transport is closed
@@ -649,6 +651,7 @@ class Core:
         sent = self._close_sent()
         self._began = CloseInfo(sent.code, sent.reason, "local")
         self._begin_closing()
+        self._close_end = self.outbox.taken + self.outbox.size + len(frame)
         self.outbox.write(frame)
         self.outbox.close()
         self._discard()
@@ -729,18 +732,26 @@ class Core:
         if self.ended:
             return
         if sent is not None:
+            if self._is_cut_off:
+                return  # ours has not left, and will not
             self._end(CloseInfo(sent.code, sent.reason, "local", clean=True))
         else:
             self._begin_closing()
             frame = self.connection.answer()
             self._close_sent()
             self.outbox.write(frame)
-            if self.gone:
-                return  # it broke in this very call
+            if self.gone or self._is_cut_off:
+                return  # it broke in this very call, or is about to
             self._end(CloseInfo(received.code, received.reason, "peer", clean=True))
             if self.options.close_timeout is not None:
                 self._set_deadline(self.options.close_timeout)
         self._hang_up()
+
+    @property
+    def _is_cut_off(self) -> bool:
+        """The transport is breaking, and not all that was committed has left."""
+        outbox = self.outbox
+        return self.transport.breaking and (outbox.taken < self._close_end or outbox.size > 0 or self.transport.unsent)
 
     def _peer_erred(self, error: ProtocolError) -> None:
         """An event in order: what was received before it is delivered, and answered, before the connection fails."""

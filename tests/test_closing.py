@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from anyio_ws import CloseInfo, ConnectionClosed, ConnectionClosedError, ConnectionClosedOK
 from anyio_ws.protocol import Opcode, encode_frame
 from anyio_ws.testing import MemoryServer, RawFrame, connected_pair, raw_peer
-from support.tools import Call, both_roles, fill, receive_messages, settle
+from support.tools import Call, both_roles, connected_socket, fill, receive_messages, settle
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = Opcode
 
@@ -340,7 +340,31 @@ async def test_a_close_that_finds_the_connection_broken():
         assert isinstance(info.cause, BrokenPipeError)
 
 
+@both_roles
+async def test_a_close_that_never_left_is_not_clean_although_the_peers_came(role):
+    async with connected_socket(role) as (sock, ws):
+        sock.send(encode_frame(CLOSE, b"\x03\xe8", b"mask" if role == "client" else None))
+        sock.close()  # so that we cannot write any more
+        await ws.aclose(1001)
+        info = ws.close_info
+        assert (info.code, info.initiator, info.clean) == (1001, "local", False)
+        assert isinstance(info.cause, BrokenPipeError)
+
+
 # The peer closes
+
+
+@both_roles
+async def test_a_close_that_we_cannot_answer_is_not_clean(role):
+    async with connected_socket(role) as (sock, ws):
+        sock.send(encode_frame(CLOSE, b"\x03\xe8", b"mask" if role == "client" else None))
+        sock.close()
+        with pytest.raises(ConnectionClosedOK):
+            await ws.send("which finds out")
+            await ws.receive()
+        info = ws.close_info
+        assert (info.code, info.initiator, info.clean) == (1000, "peer", False)
+        assert isinstance(info.cause, BrokenPipeError)
 
 
 @both_roles

@@ -4,9 +4,8 @@
 """
 
 import logging
-import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from itertools import cycle
 from typing import Any, Literal
 
@@ -15,15 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anyio_ws import ConnectionClosed, ConnectionClosedError, Headers, Request, Response, WebSocket
-from anyio_ws.core import Core
-from anyio_ws.loops import open_loop
-from anyio_ws.options import Options
+from anyio_ws import ConnectionClosed, ConnectionClosedError, WebSocket
 from anyio_ws.protocol import Opcode, encode_frame
-from anyio_ws.tasks import Tasks
 from anyio_ws.testing import RawPeer, raw_peer
-from anyio_ws.transports.socket import SocketTransport
-from support.tools import Call, both_roles, fill, jump, settle
+from support.tools import Call, both_roles, connected_socket, fill, jump, settle
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = Opcode
 
@@ -155,22 +149,6 @@ async def test_a_loop_that_is_blocked_again_and_again_keeps_a_peer_that_answers_
             await anyio.sleep(0.1)
             assert ws.close_info is None
         group.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def connected_socket(role: Role, **options: Any) -> AsyncGenerator[tuple[socket.socket, WebSocket]]:
-    """A WebSocket over a socket of the kernel, and the other end, which does not block."""
-    near, far = socket.socketpair()
-    near.setblocking(False)
-    far.setblocking(False)
-    async with Tasks() as tasks:
-        loop = open_loop(tasks.start_service)
-        core = Core(SocketTransport(near, loop), loop, Options(**options), is_client=role == "server")
-        core.start(b"")
-        with far:
-            yield far, WebSocket(core, Request("GET", "/", Headers()), Response(101), None)
-            core.abort()
-        loop.close()
 
 
 @both_roles

@@ -120,6 +120,11 @@ class Transport(ABC):
         return False
 
     @property
+    def breaking(self) -> bool:
+        """A write has failed, and what had arrived before is being read; `Receiver.fail` is called next."""
+        return False
+
+    @property
     @abstractmethod
     def attributes(self) -> Mapping[Any, Callable[[], Any]]:
         """Typed attributes in anyio's sense."""

@@ -158,6 +158,10 @@ class SocketTransport(Transport):
         self._breaking = False
         self.receiver.fail(exc)
 
+    @property
+    def breaking(self) -> bool:
+        return self._breaking
+
     def shutdown(self) -> None:
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)

@@ -217,6 +217,10 @@ class TLSTransport(Transport):
         return self._pending is not None or self._outgoing.pending > 0 or self._inner.unsent
 
     @property
+    def breaking(self) -> bool:
+        return self._inner.breaking
+
+    @property
     def attributes(self) -> Mapping[Any, Callable[[], Any]]:
         tls = self._object
         attribute: Any = TLSAttribute  # anyio declares each attribute as what it gives, not as the key that it is

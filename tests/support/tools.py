@@ -1,6 +1,8 @@
 """What several test files share."""
 
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -8,9 +10,13 @@ import pytest
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint, current_token
 
-from anyio_ws import WebSocket
-from anyio_ws.loops import Waiter
+from anyio_ws import Headers, Request, Response, WebSocket
+from anyio_ws.core import Core
+from anyio_ws.loops import Waiter, open_loop
+from anyio_ws.options import Options
+from anyio_ws.tasks import Tasks
 from anyio_ws.testing import RawFrame, RawPeer
+from anyio_ws.transports.socket import SocketTransport
 
 ROLES = ["client", "server"]
 
@@ -115,3 +121,19 @@ def jump(seconds: float) -> None:
         from trio.lowlevel import current_clock
 
         current_clock().jump(seconds)  # type: ignore[attr-defined]
+
+
+@asynccontextmanager
+async def connected_socket(role: str, **options: Any) -> AsyncGenerator[tuple[socket.socket, WebSocket]]:
+    """A WebSocket over a socket of the kernel, and the other end, of this role, which does not block."""
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    far.setblocking(False)
+    async with Tasks() as tasks:
+        loop = open_loop(tasks.start_service)
+        core = Core(SocketTransport(near, loop), loop, Options(**options), is_client=role == "server")
+        core.start(b"")
+        with far:
+            yield far, WebSocket(core, Request("GET", "/", Headers()), Response(101), None)
+            core.abort()
+        loop.close()
