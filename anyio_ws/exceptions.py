@@ -169,7 +169,11 @@ class ConnectionClosed(WebSocketError):
 
 
 class ConnectionClosedOK(ConnectionClosed, anyio.ClosedResourceError):
-    """It ended in good order: the peer's Close said 1000, 1001 or nothing (1005), or we called `aclose`."""
+    """It ended in good order: the peer's Close said 1000, 1001 or nothing (1005), or this side closed it, with any.
+
+    This side closes with `aclose`, at the end of the block or the handler, with `Server.drain`, and where a
+    `send_stream()` is not completed.
+    """
 
 
 class EndOfMessages(ConnectionClosedOK, anyio.EndOfStream):
