@@ -26,7 +26,8 @@ class SendStream:
     The message ends where the block does. If an exception or a cancellation ends the block, the message cannot be
     completed: unless nothing of it was sent, the connection is closed, with 1011 or 1001, and the exception goes on.
 
-    Other messages, of this or of other tasks, wait until the block has ended; Pings, Pongs and a Close do not.
+    Other messages wait until the block has ended; Pings, Pongs and a Close do not. A `send` of the task that is inside
+    the block would wait for itself: it raises RuntimeError.
 
     Cancellation: on entering, nothing happened; inside, as above; on leaving, the message is complete.
     RFC 6455 §5.4, RFC 7692 §7.2.1.

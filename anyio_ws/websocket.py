@@ -324,6 +324,7 @@ class WebSocket(ObjectStream[str | bytes]):
             ConnectionClosedError: it has ended in any other way.
             TypeError: the item is neither.
             ValueError: it cannot be sent as text: a lone surrogate, or bytes that are not UTF-8.
+            RuntimeError: this very task is inside `send_stream()`, which it would wait for.
 
         Cancellation: safe; the message was not sent, or will be sent whole.
         RFC 6455 §5.6.
@@ -408,8 +409,8 @@ class WebSocket(ObjectStream[str | bytes]):
         Other senders' messages may come between them where it has to wait.
 
         Raises:
-            ConnectionClosedOK, ConnectionClosedError, TypeError, ValueError: as `send`; nothing was sent if an item is
-                wrong.
+            ConnectionClosedOK, ConnectionClosedError, TypeError, ValueError, RuntimeError: as `send`; nothing was sent
+                if an item is wrong.
 
         Cancellation: safe; the first so many messages were sent, or will be, whole.
         """
@@ -440,7 +441,7 @@ class WebSocket(ObjectStream[str | bytes]):
         """Encode an object with the option `json` and send it as a text message.
 
         Raises:
-            ConnectionClosedOK, ConnectionClosedError: as `send`.
+            ConnectionClosedOK, ConnectionClosedError, RuntimeError: as `send`.
             Exception: whatever `dumps` raises; nothing was sent.
 
         Cancellation: as `send`.
@@ -459,6 +460,7 @@ class WebSocket(ObjectStream[str | bytes]):
 
         Raises:
             ConnectionClosedOK, ConnectionClosedError: on entering and on leaving, as `send`.
+            RuntimeError: on entering: this very task is inside another one.
 
         Cancellation: see `SendStream`.
         RFC 6455 §5.4.
