@@ -39,7 +39,7 @@ class ReceiveStream:
 
     The block begins when the next message does. The chunks are str for a text message, cut between characters, and
     bytes for a binary one; how large they are depends on how they arrive, not on the fragments. A compressed message
-    is inflated chunk by chunk, 64 KiB at most.
+    is inflated chunk by chunk, 64 KiB at most, unless it was there already: see `WebSocket.receive_stream`.
 
     Leaving before the end discards the rest of the message as it comes. If that is more than 1 MiB, the connection is
     closed with 1009. The next receiver gets the next message.
