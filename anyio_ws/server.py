@@ -379,7 +379,8 @@ class Server:
             jitter: seconds over which the Closes are spread at random, so that clients do not come back all at once.
 
         Raises:
-            RuntimeError: it was called from a handler of this server, which would wait for itself.
+            RuntimeError: it was called from a handler of this server, which would wait for itself; or the block was not
+                entered.
             ValueError: the code must not be sent, or the reason is no Unicode (a lone surrogate).
 
         Cancellation: the server stays closed to newcomers, and goes on closing.
