@@ -266,7 +266,7 @@ class Attendants:
         if self.draining:
             return Response(503, body="the server is closing; expected a request to another one\n")
         if self._max_connections is not None and self.opened >= self._max_connections:
-            return Response(503, body=f"the server has {self._max_connections} connections (max_connections)\n")
+            return Response(503, body=f"the server is full: max_connections={self._max_connections:,}\n")
         return None
 
     # Draining
