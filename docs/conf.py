@@ -54,6 +54,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(anyio|trio|ssl|socket|os|re|collections|typing|enum|types|logging|json)\..*"),
     ("py:.*", "|".join(dir(builtins))),
     ("py:.*", r"anyio_ws\.(options\.(JSON|SharedOptions)|websocket\.Messages|transports\.stream\.TrioStream)"),
+    ("py:.*", r"anyio_ws\.protocol\.restoring\.Restoring"),
     ("py:.*", r"(Any|Callable|Sequence|Mapping|Iterable|Awaitable|Literal|Self|Unpack|PathLike|Pattern|T)"),
 ]
 
