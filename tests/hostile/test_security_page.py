@@ -23,7 +23,7 @@ ADVISORIES = (
 @pytest.mark.parametrize("page", PAGES)
 def test_every_test_that_the_page_names_exists(page: str) -> None:
     written = "\n".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
-    exist = set(re.findall(r"^(?:async )?def (test_\w+)\(", written, re.MULTILINE))
+    exist = set(re.findall(r"^ *(?:async )?def (test_\w+)\(", written, re.MULTILINE))
     named = set(re.findall(r"`(test_\w+)`", PAGES[page]))
     assert named - exist == set()
 
