@@ -8,7 +8,6 @@ until the last of their tasks has ended. So does leaving. `drain` cancels the sa
 in their opening handshake or their handler.
 """
 
-import math
 import random
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -275,7 +274,7 @@ class Attendants:
         """Whether a task is one of ours, with an open connection."""
         return any(each.task is task and each.ws is not None for each in self._all)
 
-    def drain(self, code: int, reason: str, *, grace: float, jitter: float) -> None:
+    def drain(self, code: int, reason: str, *, grace: float | None, jitter: float) -> None:
         """Close all connections, and see to it that they end."""
         self.draining = True
         self.farewell = code, reason
@@ -284,7 +283,7 @@ class Attendants:
             self.loop.call_at(now + random.uniform(0, jitter), partial(core.close, code, reason))
         # Who has not asked yet is not worth waiting for; a request that is on its way gets its 503 within this time.
         self.loop.call_at(now + self.rules.options.ending_bound, self._end_handshakes)
-        if grace < math.inf:
+        if grace is not None:
             self.loop.call_at(now + jitter + grace, self._end_grace)
         if not self._all:
             self._idle()

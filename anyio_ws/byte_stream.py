@@ -72,7 +72,10 @@ class MessageByteStream(ByteStream):
 
         Cancellation: as `WebSocket.send`, for each MiB.
         """
-        view = memoryview(item).cast("B")
+        try:
+            view = memoryview(item).cast("B")
+        except TypeError:
+            raise TypeError(f"a byte stream sends bytes-like, not {type(item).__name__}") from None
         with self._sending:
             if not view:
                 await self._checkpoint()

@@ -94,7 +94,7 @@ class CloseInfo:
         if self.cause is not None:
             text += f": {str(self.cause) or type(self.cause).__name__}"
         elif not self.clean:
-            text += ", not answered with a Close"
+            text += ", which the peer has not answered yet"
         return text
 
 

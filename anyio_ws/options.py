@@ -3,7 +3,7 @@
 import json as standard_json
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol, TypedDict, get_args
+from typing import Any, Literal, Protocol, TypedDict, TypeGuard, get_args
 
 from .protocol import Deflate
 
@@ -76,11 +76,7 @@ class Options:
                 if value is not None and not (_is_number(value) and value > 0):
                     raise ValueError(f"{field.name} must be a positive number of seconds or None, not {value!r}")
             elif field.name.endswith("_size"):
-                optional = field.name == "max_size"
-                is_size = isinstance(value, int) and not isinstance(value, bool) and value > 0
-                if not is_size and not (optional and value is None):
-                    expected = "a positive number of bytes or None" if optional else "a positive number of bytes"
-                    raise ValueError(f"{field.name} must be {expected}, not {value!r}")
+                check_size(field.name, value, optional=field.name == "max_size")
         policies = get_args(OverflowPolicy)
         if self.overflow not in policies:
             expected = ", ".join(map(repr, policies[:-1]))
@@ -103,5 +99,28 @@ class Options:
         return 1.0 if self.close_timeout is None else min(self.close_timeout, 1.0)
 
 
-def _is_number(value: object) -> bool:
+def check_size(name: str, value: object, *, optional: bool) -> None:
+    """Check a number of bytes.
+
+    Raises:
+        ValueError: it is none.
+    """
+    is_size = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if not is_size and not (optional and value is None):
+        expected = "a positive number of bytes or None" if optional else "a positive number of bytes"
+        raise ValueError(f"{name} must be {expected}, not {value!r}")
+
+
+def check_wait(name: str, value: object, *, optional: bool) -> None:
+    """Check a number of seconds that may be 0.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not (_is_number(value) and value >= 0) and not (optional and value is None):
+        expected = "a number of seconds, 0 or more" + (", or None" if optional else "")
+        raise ValueError(f"{name} must be {expected}, not {value!r}")
+
+
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

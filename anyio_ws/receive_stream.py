@@ -21,6 +21,7 @@ from .core import Core
 from .exceptions import ConnectionClosedError
 from .logs import BEGINNING
 from .loops import uninterruptible
+from .options import check_size
 from .protocol import Opcode, ProtocolError
 from .protocol.frame_rules import too_big
 from .protocol.frames import MESSAGE_OVERHEAD
@@ -59,10 +60,11 @@ class ReceiveStream:
         self,
         core: Core,
         checkpoint: Callable[[], Awaitable[None]],
-        busy: Callable[[], BusyResourceError],
+        busy: Callable[[], Exception],
         refuse: Callable[[ProtocolError], ConnectionClosedError],
         max_size: int | None,
     ) -> None:
+        check_size("max_size of receive_stream()", max_size, optional=True)
         self.text: bool = False
         self._core = core
         self._checkpoint = checkpoint
@@ -161,7 +163,7 @@ class ReceiveStream:
         self._check()
         await self._checkpoint()
         if self._waiting:
-            raise self._busy()
+            raise BusyResourceError("receiving a chunk from")
         self._waiting = True
         try:
             await self._next()

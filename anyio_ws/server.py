@@ -26,7 +26,7 @@ from .logs import NO_ID
 from .logs import server_logger as logger
 from .loops import Loop, open_loop
 from .opening import Block
-from .options import JSON, Options, OverflowPolicy, SharedOptions
+from .options import JSON, Options, OverflowPolicy, SharedOptions, check_wait
 from .protocol import Deflate
 from .protocol.handshake_fields import PRODUCT
 from .protocol.request_checks import Origins
@@ -366,7 +366,7 @@ class Server:
 
     # Ending
 
-    async def drain(self, code: int = 1001, reason: str = "", *, grace: float = 10, jitter: float = 0) -> None:
+    async def drain(self, code: int = 1001, reason: str = "", *, grace: float | None = 10, jitter: float = 0) -> None:
         """Close the listeners and all connections, and wait until the last handler has returned.
 
         Handlers are not cancelled at first: they see ConnectionClosed from the next call. Idempotent: a second call
@@ -375,13 +375,14 @@ class Server:
         Args:
             code: for the Close that everyone gets.
             reason: likewise.
-            grace: seconds after which handlers that are still running are cancelled.
+            grace: seconds after which handlers that are still running are cancelled; None to wait for them all.
             jitter: seconds over which the Closes are spread at random, so that clients do not come back all at once.
 
         Raises:
             RuntimeError: it was called from a handler of this server, which would wait for itself; or the block was not
                 entered.
-            ValueError: the code must not be sent, or the reason is no Unicode (a lone surrogate).
+            ValueError: the code must not be sent, the reason is no Unicode (a lone surrogate), or grace or jitter is no
+                such time.
 
         Cancellation: the server stays closed to newcomers, and goes on closing.
         """
@@ -390,6 +391,8 @@ class Server:
         if self._attendants.has_task(self._loop.current_task()):
             raise RuntimeError("drain() was called by a handler of the same server, which would wait for itself")
         check_close(code, reason)
+        check_wait("grace", grace, optional=True)
+        check_wait("jitter", jitter, optional=False)
         if not self._attendants.draining:
             self._close_listeners()
             self._attendants.drain(code, reason, grace=grace, jitter=jitter)

@@ -102,6 +102,7 @@ class WebSocket(ObjectStream[str | bytes]):
             ConnectionClosedOK: the connection has ended in good order; also an anyio.EndOfStream.
             ConnectionClosedError: it has ended in any other way.
             anyio.BusyResourceError: another task is receiving.
+            RuntimeError: this one is, in `receive_stream`.
 
         Cancellation: safe; no message is lost.
         RFC 6455 §5.4, §5.6.
@@ -139,9 +140,11 @@ class WebSocket(ObjectStream[str | bytes]):
             core.make_room(len(message))
         return message
 
-    def _busy(self) -> BusyResourceError:
+    def _busy(self) -> Exception:
         name = self._loop.task_name
         task = self._current_task()
+        if self._core.receiver is task:
+            return RuntimeError("this task is inside receive_stream(): it has to leave that, to receive anything else")
         return BusyResourceError(f"receiving (task {name(self._core.receiver)!r}; this is {name(task)!r}) from")
 
     def _raise_end(self, end: type[Exception]) -> NoReturn:
@@ -263,7 +266,8 @@ class WebSocket(ObjectStream[str | bytes]):
     def receive_stream(self, max_size: int | None = None) -> ReceiveStream:
         """Receive the next message in parts: `async with ws.receive_stream() as stream`, `async for chunk in stream`.
 
-        Memory is bounded by `receive_buffer_size`, however large the message is. Entering waits for it to begin, and
+        Memory is bounded by `receive_buffer_size`, and by the option `max_size` for what has come before anybody
+        receives it, however large the message is. Entering waits for it to begin, and
         until the block is left no other task can receive. One that has arrived already, and is within the option
         `max_size`, comes in one chunk.
 
@@ -272,7 +276,8 @@ class WebSocket(ObjectStream[str | bytes]):
                 closes the connection with 1009. The option `max_size` does not apply.
 
         Raises:
-            ConnectionClosedOK, ConnectionClosedError, anyio.BusyResourceError: on entering, as `receive`.
+            ConnectionClosedOK, ConnectionClosedError, anyio.BusyResourceError, RuntimeError: on entering, as `receive`.
+            ValueError: the limit is none.
 
         Cancellation: see `ReceiveStream`.
         RFC 6455 §5.4.

@@ -60,7 +60,7 @@ async def test_more_than_a_mib_is_sent_in_messages_that_a_peer_accepts_by_defaul
 
 async def test_a_str_is_no_bytes():
     async with streams() as (client, _):
-        with pytest.raises(TypeError, match="str"):
+        with pytest.raises(TypeError, match="a byte stream sends bytes-like, not str"):
             await client.send("text")
 
 

@@ -102,7 +102,7 @@ def test_the_cause_of_a_closed_connection_is_the_root_cause():
         (CloseInfo(1000, "", "peer", clean=True), "1000 (normal closure) from the peer"),
         (CloseInfo(1001, "restart", "peer", clean=True), "1001 (going away) 'restart' from the peer"),
         (CloseInfo(4000, "", "local", clean=True), "4000 from here"),
-        (CloseInfo(1000, "", "local"), "1000 (normal closure) from here, not answered with a Close"),
+        (CloseInfo(1000, "", "local"), "1000 (normal closure) from here, which the peer has not answered yet"),
         (INFO, "1006 (abnormal closure) from the peer: the peer ended the connection"),
         (CloseInfo(1006, cause=TimeoutError()), "1006 (abnormal closure) from the peer: TimeoutError"),
     ],

@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import logging
-import math
 import re
 import socket
 import ssl
@@ -1494,8 +1493,26 @@ async def test_drain_with_unlimited_grace_waits_for_the_handlers() -> None:
 
     async with MemoryServer(handler) as server, server.connect():
         started = anyio.current_time()
-        await server.drain(grace=math.inf)
+        await server.drain(grace=None)
         assert anyio.current_time() - started >= 3599
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"grace": -1}, "grace must be a number of seconds, 0 or more, or None, not -1"),
+        ({"grace": "1"}, "grace must be a number of seconds, 0 or more, or None, not '1'"),
+        ({"jitter": None}, "jitter must be a number of seconds, 0 or more, not None"),
+        ({"jitter": float("nan")}, "jitter must be a number of seconds, 0 or more, not nan"),
+    ],
+)
+async def test_a_drain_that_is_told_nonsense_has_not_begun(options: Any, message: str) -> None:
+    async with MemoryServer(echo) as server:
+        with pytest.raises(ValueError, match=message):
+            await server.drain(**options)
+        async with server.connect() as ws:
+            await ws.send("served")
+            assert await ws.receive() == "served"
 
 
 @pytest.mark.real_time

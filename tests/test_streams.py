@@ -381,6 +381,23 @@ async def test_a_message_that_comes_whole_while_it_waits() -> None:
         assert await ws.receive() == b"two"
 
 
+async def test_the_task_inside_it_is_told_that_it_receives_already() -> None:
+    async with raw_peer() as (peer, ws):
+        await peer.send_frame(BINARY, b"1", fin=False)
+        async with ws.receive_stream():
+            for call in ws.receive, ws.receive_many, ws.receive_stream().__aenter__:
+                with pytest.raises(RuntimeError, match=r"this task is inside receive_stream\(\)"):
+                    await call()
+
+
+@pytest.mark.parametrize("max_size", [0, -1, "1", 1.5, True])
+async def test_a_limit_that_is_none_is_refused_at_once(max_size: Any) -> None:
+    async with raw_peer() as (_, ws):
+        expected = rf"max_size of receive_stream\(\) must be a positive number of bytes or None, not {max_size!r}"
+        with pytest.raises(ValueError, match=expected):
+            ws.receive_stream(max_size)
+
+
 async def test_while_it_is_on_nobody_else_receives() -> None:
     async with raw_peer() as (peer, ws), anyio.create_task_group() as group:
         waiting = Call(group, received_in_parts, ws)
