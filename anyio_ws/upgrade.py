@@ -169,15 +169,13 @@ class _Deadline:
 
 def _failure(exc: BaseException, deadline: _Deadline) -> HandshakeError | None:
     """Return what to raise instead, its cause set, or None."""
-    if not isinstance(exc, Exception) or isinstance(exc, HandshakeRejected | InvalidHandshake):
-        return None  # the latter are final, even if the peer then did not hang up
+    if not isinstance(exc, OSError):
+        return None  # a refusal is final, even if the peer then did not hang up
     if deadline.passed:
         return OpenTimeout(f"no request for a WebSocket was complete within open_timeout={deadline.seconds:g} s")
-    if isinstance(exc, OSError):
-        failure = ConnectFailed(exc.errno, f"the connection broke during the handshake: {exc.strerror or exc}")
-        failure.__cause__ = exc
-        return failure
-    return None
+    failure = ConnectFailed(exc.errno, f"the connection broke during the handshake: {exc.strerror or exc}")
+    failure.__cause__ = exc
+    return failure
 
 
 async def _answer(

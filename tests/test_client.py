@@ -48,7 +48,7 @@ async def echo(ws: WebSocket) -> None:
         await ws.send(message)
 
 
-def pipe() -> tuple[ObjectStream[bytes], ObjectStream[bytes]]:
+def pipe() -> tuple[StapledObjectStream[bytes], StapledObjectStream[bytes]]:
     """Two ends of a byte stream in memory."""
     there_in, there_out = anyio.create_memory_object_stream[bytes](math.inf)
     back_in, back_out = anyio.create_memory_object_stream[bytes](math.inf)
@@ -250,6 +250,27 @@ async def test_a_stream_is_used_and_closed_with_the_connection() -> None:
         await near.send(b"")
     with pytest.raises(anyio.ClosedResourceError):
         await far.send(b"")
+
+
+async def test_accept_raises_what_was_wrong_with_the_request() -> None:
+    near, far = pipe()
+    async with near:
+        await near.send(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+        with pytest.raises(HandshakeRejected, match="426"):
+            async with accept(far):
+                pytest.fail("it was accepted")
+
+
+async def test_accept_raises_that_the_stream_broke() -> None:
+    class Broken(StapledObjectStream[bytes]):
+        async def receive(self) -> bytes:
+            raise anyio.BrokenResourceError
+
+    near, far = pipe()
+    async with near:
+        with pytest.raises(ConnectFailed, match="the connection broke during the handshake"):
+            async with accept(Broken(far.send_stream, far.receive_stream)):
+                pytest.fail("it was accepted")
 
 
 @pytest.mark.real_time

@@ -547,6 +547,15 @@ async def test_a_message_that_has_come_and_inflates_to_more_than_max_size_can_be
         assert ws.stats.messages_received == 2
 
 
+async def test_it_comes_in_chunks_although_more_of_it_is_inflated() -> None:
+    async with attack("client", extension="permessage-deflate", compression=Deflate(), max_size=150_000) as (peer, ws):
+        await peer.send_frame(BINARY | RSV1, Peer().compressed(bytes(200_000)))
+        async with ws.receive_stream() as stream:
+            sizes = [len(chunk) async for chunk in stream]
+        assert sum(sizes) == 200_000
+        assert max(sizes) == CHUNK
+
+
 @pytest.mark.parametrize("size", [1_001, 200_000])
 async def test_receive_refuses_it(size: int) -> None:
     async with attack("client", extension="permessage-deflate", compression=Deflate(), max_size=1000) as (peer, ws):
@@ -860,6 +869,13 @@ async def test_what_several_extensions_restore_comes_as_a_whole() -> None:
         assert (frame.rsv, Peer().inflated(frame.payload)) == (4, b"one of them takes parts")
 
 
+async def test_what_several_extensions_restore_in_a_thread() -> None:
+    async with attack("client", extension="permessage-deflate", compression=Deflate()) as (peer, ws):
+        with_extensions(ws, Reversing(), *ws._core.connection.extensions)
+        await peer.send_frame(BINARY | 0x60, Peer().compressed(b"e" + bytes(300_000)))
+        assert await ws.receive() == bytes(300_000) + b"e"
+
+
 @pytest.mark.parametrize("inflated", [1001, 300_000])
 async def test_what_several_extensions_restore_keeps_to_max_size(inflated: int) -> None:
     async with attack("client", extension="permessage-deflate", compression=Deflate(), max_size=1000) as (peer, ws):
@@ -872,7 +888,7 @@ async def test_what_several_extensions_restore_keeps_to_max_size(inflated: int) 
 async def test_a_message_for_several_extensions_that_is_too_long_as_it_is() -> None:
     async with attack("client", extension="permessage-deflate", compression=Deflate(), max_size=1000) as (peer, ws):
         with_extensions(ws, Reversing(), *ws._core.connection.extensions)
-        await peer.send_frame(BINARY | 0x60, Peer().compressed(noise(5000)))
+        await peer.send(encode_frame(BINARY | 0x60, Peer().compressed(noise(5000)), bytes(4))[:2000])
         with pytest.raises(ConnectionClosedError, match=r"1009.*max_size=1,000"):
             await received_in_parts(ws)
 
@@ -891,6 +907,18 @@ async def test_the_log_has_one_line_for_the_message_as_it_is(caplog: pytest.LogC
         assert await call.wait() == ["hé", "llo"]
     lines = [record.getMessage() for record in caplog.records if " B " in record.getMessage()]
     assert lines == ["> TEXT 6 B 'héllo'", "< TEXT 6 B 'héllo'"]
+
+
+async def test_the_log_has_messages_that_threads_compress_and_inflate(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "anyio_ws")
+    async with (
+        connected_pair(compression=Deflate(), ping_interval=None) as (client, server),
+        anyio.create_task_group() as group,
+    ):
+        group.start_soon(client.send, bytes(400_000))
+        await server.receive()
+    lines = [record.getMessage() for record in caplog.records if " B " in record.getMessage()]
+    assert lines == [f"{way} BINARY 400000 B {' '.join(['00'] * 16)} …" for way in "><"]
 
 
 # Anything

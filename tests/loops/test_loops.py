@@ -532,6 +532,28 @@ async def test_trio_watch_starts_at_once_and_only_one(pair: tuple[Connection, so
 
 @pytest.mark.virtual_time
 @pytest.mark.loops("trio")
+async def test_trio_a_watcher_among_many_tasks_ends_with_the_owner() -> None:
+    import trio
+
+    ended: list[str] = []
+
+    async def watch() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.append("watcher")
+
+    async with owner() as loop:
+        loop.start_task(trio.sleep_forever)
+        await settle()
+        loop.start_io(watch)
+        await settle()
+        assert ended == []
+    assert ended == ["watcher"]
+
+
+@pytest.mark.virtual_time
+@pytest.mark.loops("trio")
 async def test_trio_what_a_watcher_among_many_tasks_raises_comes_out_of_the_owner_as_it_is() -> None:
     import trio
 

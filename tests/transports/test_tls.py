@@ -620,3 +620,9 @@ async def test_half_a_record_is_heard_although_nothing_of_it_can_be_received(end
     ends.client_pipe.write(record[500:])
     await settle()
     assert len(ends.at_server.data) == 1000
+
+
+async def test_what_tls_below_it_has_heard_is_heard(ends: Ends) -> None:
+    heard = ends.at_server.times_heard
+    ends.server.heard()
+    assert ends.at_server.times_heard == heard + 1
