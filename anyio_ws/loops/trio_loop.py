@@ -307,5 +307,5 @@ class TrioReadiness(Readiness):
 
 
 # This module is imported where a loop is first opened, when all others that mark functions have been.
-for function in UNINTERRUPTIBLE:
-    enable_ki_protection(function)
+for _function in UNINTERRUPTIBLE:
+    enable_ki_protection(_function)

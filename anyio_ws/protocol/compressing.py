@@ -36,7 +36,7 @@ class Compressing:
     def __init__(
         self, backend: Backend, window_bits: int, *, is_taken_over: bool, level: int | None, memory_level: int
     ) -> None:
-        self.backend = backend
+        self.backend: Backend = backend
         self._window_bits = window_bits
         self._level = level
         self._memory_level = memory_level

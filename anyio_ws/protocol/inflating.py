@@ -56,9 +56,9 @@ class Inflating:
     __slots__ = ("backend", "end", "inflater", "is_taken_over", "window_bits")
 
     def __init__(self, backend: Backend, window_bits: int, *, is_taken_over: bool) -> None:
-        self.backend = backend
-        self.window_bits = window_bits
-        self.is_taken_over = is_taken_over
+        self.backend: Backend = backend
+        self.window_bits: int = window_bits
+        self.is_taken_over: bool = is_taken_over
         self.end: bytes = _TAIL if is_taken_over else _TAIL + _FINAL
         self.inflater: Inflater | None = None
 

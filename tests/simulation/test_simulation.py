@@ -24,15 +24,13 @@ from .inbox import Inbox
 from .wire import Inflating, Wire, agreed
 from .world import KINDS, World
 
-pytestmark = pytest.mark.exhaustive
-
 SEEDS = 12
 """Of each kind on each loop."""
 
 FRESH = 0 if "CI" in os.environ else 3
 """More of them, never seen before; a failure says which it was."""
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(60)]
 
 loops = pytest.mark.parametrize(
     "loop", ["asyncio", pytest.param("trio", marks=pytest.mark.timeout(60, method="thread"))]
