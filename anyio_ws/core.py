@@ -116,6 +116,7 @@ class Core:
         "_ignored",
         "_keepalive",
         "_limit",
+        "_refusal",
         "_rested_at",
         "_shut",
         "_time",
@@ -228,6 +229,7 @@ class Core:
         self.closing: bool = False  # nobody may send any more
         self.close_info: CloseInfo | None = None
         self._began: CloseInfo | None = None  # the ending that our aclose() began
+        self._refusal: CloseInfo | None = None  # the ending that our refuse() began
         self._close_end = 0  # what `taken` of the outbox will be, at least, when our Close has left
         self._deadline: Timer | None = None
         self._hanging_up = False
@@ -374,7 +376,9 @@ class Core:
     def _break(self, exc: Exception, initiator: Literal["local", "peer"]) -> None:
         if not self.ended:
             began, error, received = self._began, self.connection.error, self.connection.close_received
-            if began is not None:
+            if self._refusal is not None:  # saying why has failed, but that is why
+                self._end(self._refusal)
+            elif began is not None:
                 self._end(CloseInfo(began.code, began.reason, "local", clean=False, cause=exc))
             elif error is not None:  # found earlier; its Close was waiting for the messages before it
                 self._end(CloseInfo(error.close_code, str(error), "local", clean=False, cause=error))
@@ -681,15 +685,15 @@ class Core:
         if not keep_inbox:
             self._discard()
         if self._began is not None:
-            code, reason = self._began.code, self._began.reason
+            self._refusal = CloseInfo(self._began.code, self._began.reason, "local", clean=False, cause=cause)
         else:
             frame = self.connection.send_close(code, str(cause))
-            reason = self._close_sent().reason
+            self._refusal = CloseInfo(code, self._close_sent().reason, "local", clean=False, cause=cause)
             self._begin_closing()
             self.outbox.write(frame)
             if self.gone:
                 return  # it broke in this very call
-        self._end(CloseInfo(code, reason, "local", clean=False, cause=cause))
+        self._end(self._refusal)
         self._set_deadline(self.options.ending_bound)
         self._hang_up()
 

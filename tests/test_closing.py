@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyio_ws import CloseInfo, ConnectionClosed, ConnectionClosedError, ConnectionClosedOK
-from anyio_ws.protocol import Opcode, encode_frame
+from anyio_ws.protocol import Opcode, ProtocolError, encode_frame
 from anyio_ws.testing import MemoryServer, RawFrame, connected_pair, raw_peer
 from support.tools import Call, both_roles, connected_socket, fill, receive_messages, settle
 
@@ -349,6 +349,21 @@ async def test_a_close_that_never_left_is_not_clean_although_the_peers_came(role
         info = ws.close_info
         assert (info.code, info.initiator, info.clean) == (1001, "local", False)
         assert isinstance(info.cause, BrokenPipeError)
+
+
+@both_roles
+async def test_a_refusal_that_cannot_be_said_is_still_why(role):
+    async with connected_socket(role) as (sock, ws):
+        sock.send(encode_frame(BINARY, b"not text", b"mask" if role == "client" else None))
+        assert await ws.receive_bytes() == b"not text"
+        sock.send(encode_frame(BINARY, b"not text", b"mask" if role == "client" else None))
+        await settle()
+        sock.close()
+        with pytest.raises(ConnectionClosedError, match=r"1003.*expected text"):
+            await ws.receive_text()
+        info = ws.close_info
+        assert (info.code, info.initiator, info.clean) == (1003, "local", False)
+        assert isinstance(info.cause, ProtocolError)
 
 
 # The peer closes
