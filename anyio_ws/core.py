@@ -394,9 +394,10 @@ class Core:
         connection = self.connection
         if connection.deferred is not None:
             deferred, connection.deferred = connection.deferred, None
-            self.stopped = False  # also if the connection has ended: it came before that
-            self.hold_back(deferred)
-            self.loop.spawn(finish_deferred, self, deferred)
+            if connection.close_sent is None:  # or else nobody receives it: what was before it has been refused
+                self.stopped = False  # also if the connection has ended: it came before that
+                self.hold_back(deferred)
+                self.loop.spawn(finish_deferred, self, deferred)
         self.pings.received()
         if connection.close_received is not None:
             self._peer_closed()

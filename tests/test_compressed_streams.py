@@ -761,6 +761,18 @@ async def test_too_long_a_rest_ends_the_connection(has_come: bool) -> None:
             await ws.receive()
 
 
+async def test_a_message_behind_a_rest_that_is_refused_is_not_received(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anyio_ws.receive_stream.DISCARD", 10)
+    async with attack("client", extension="permessage-deflate", compression=Deflate()) as (peer, ws):
+        await peer.send_frame(BINARY, b"1", fin=False)
+        async with ws.receive_stream():
+            pass
+        large = encode_frame(BINARY | RSV1, Peer().compressed(bytes(300_000)), bytes(4))
+        await peer.send(encode_frame(CONT, bytes(100), bytes(4)) + large)
+        with pytest.raises(ConnectionClosedError, match=r"1009.*whose receiver had left"):
+            await ws.receive()
+
+
 async def test_a_rest_that_is_not_deflate_ends_the_connection() -> None:
     async with attack("client", extension="permessage-deflate", compression=Deflate()) as (peer, ws):
         await peer.send_frame(BINARY | RSV1, Peer().compressed(b"begin") + TAIL, fin=False)
