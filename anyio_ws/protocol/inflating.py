@@ -11,7 +11,9 @@ Rules and theory of operation
 3. A message ends where its blocks do. Without context takeover that is checked: one more block, the last of a stream,
    must end the stream. With it there is no way to look: a message that was cut off gives what it gives, and the next
    one is most likely refused.
-4. A small message takes one call. Everything else is left to `MessageDecoder`.
+4. A library notices that data refers beyond the agreed window only where it has to look into its window: not within
+   what one call gives. Such a message, which no peer that keeps to the agreement sends, may pass or be refused.
+5. A small message takes one call. Everything else is left to `MessageDecoder`.
 """
 
 import sys
