@@ -143,7 +143,7 @@ class Attendant:
                 await self._owner.handler(ws)
                 code = 1000
                 if core.log.debug:
-                    core.log.event("the handler has returned, messages received: %d", core.messages_received)
+                    core.log.event("the handler has returned, messages received: %d", core.inbox.messages_received)
             except Exception as exc:
                 code = _failed(exc, ws, core)
             except BaseExceptionGroup as group:  # trio: a nursery of the handler mixes our cancellation in

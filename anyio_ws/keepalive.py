@@ -14,6 +14,7 @@ There is no task: the owner's heap of timers serves all its connections, and rec
 
 from typing import Literal, Protocol
 
+from .inbox import Inbox
 from .loops import Loop
 from .pings import Ping
 
@@ -24,8 +25,7 @@ LATE = 0.005
 class Kept(Protocol):
     """What keepalive needs of a connection."""
 
-    paused: bool
-    last_received: float
+    inbox: Inbox
     last_moved: float
 
     @property
@@ -83,7 +83,7 @@ class Keepalive:
         if late > max(1.0, (self._timeout or 0) / 4):
             self._loop.note_stall(self._timer.when, now, connection.stalled)
             self._probe(now)
-        elif connection.paused:
+        elif connection.inbox.paused:
             self._ping = None
             connection.poll()  # finds only errors while paused
             if not connection.ended:
@@ -91,7 +91,7 @@ class Keepalive:
         elif self._ping is None:
             # The very sum that the timer is armed for. A difference may be rounded to less than the interval, for ever
             # on a clock that stands still while there is something to do.
-            due = connection.last_received + self._interval
+            due = connection.inbox.last_received + self._interval
             if now < due:
                 self._arm(due)
             else:
@@ -111,10 +111,10 @@ class Keepalive:
         looked = connection.poll()  # after a busy tick the Pong may still be in the kernel
         if connection.ended:
             return
-        if connection.last_received >= self._probed or self._timeout is None:
+        if connection.inbox.last_received >= self._probed or self._timeout is None:
             self._ping = None
             self._spared = False
-            self._arm(max(connection.last_received + self._interval, now))
+            self._arm(max(connection.inbox.last_received + self._interval, now))
             return
         # What moves behind the Ping shows that the peer reads: it may have that Ping before it only now.
         since = connection.last_moved if ping.sent is None else max(ping.sent, connection.last_moved)

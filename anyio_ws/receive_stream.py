@@ -1,12 +1,12 @@
 """receive_stream(): one message that is received in parts, before it has all come, in bounded memory.
 
-Theory of operation. A stream holds the receiver's place. From the moment it has its message, `Core.received` gives it
+Theory of operation. A stream holds the receiver's place. From the moment it has its message, `Inbox.received` gives it
 what each read has brought (`arrived`), before it gives anything to the inbox. When `receive_buffer_size` waits to be
 taken, reading pauses, and goes on when half of it is free. A message that somebody no longer wants is discarded in the
 same place, as it arrives; nobody waits for that.
 
 What is compressed waits as it came, and `receive` inflates a chunk of it at a time. When all of it has come, nothing
-behind it is decoded (`Core.hold_back`) until all of it is inflated, for the next message may refer to this one.
+behind it is decoded (`Inbox.hold_back`) until all of it is inflated, for the next message may refer to this one.
 """
 
 import sys
@@ -87,18 +87,18 @@ class ReceiveStream:
         if self._entered:
             raise RuntimeError("a ReceiveStream is for one `async with` only; call receive_stream() again")
         self._entered = True
-        core = self._core
+        core, inbox = self._core, self._core.inbox
         await self._checkpoint()
-        if core.receiver is not None:
+        if inbox.receiver is not None:
             raise self._busy()
-        core.receiver = core.loop.current_task()
-        core.waits += 1
+        inbox.receiver = core.loop.current_task()
+        inbox.waits += 1
         try:
             await self._begin()
         except BaseException:
-            core.receiver = None
-            if core.parts is None or core.parts is self:  # or else the limit is that of a message being discarded
-                core.parts = None
+            inbox.receiver = None
+            if inbox.parts is None or inbox.parts is self:  # or else the limit is that of a message being discarded
+                inbox.parts = None
                 max_size = core.options.max_size
                 core.connection.decoder.max_size = sys.maxsize if max_size is None else max_size
             raise
@@ -107,18 +107,18 @@ class ReceiveStream:
 
     async def _begin(self) -> None:
         """Wait until a message is here, or its beginning, and take that."""
-        core, connection, outbox = self._core, self._core.connection, self._core.outbox
+        core, inbox, connection, outbox = self._core, self._core.inbox, self._core.connection, self._core.outbox
         held: ProtocolError | None = None
-        while not core.inbox and core.held is None:
+        while not inbox.messages and inbox.held is None:
             if connection.too_big is not None and held is None and not core.closing:
                 held = connection.too_big
-                core.stream(self._max_size)
-                core.proceed()
-            elif core.stopped:
+                inbox.stream(self._max_size)
+                inbox.proceed()
+            elif inbox.stopped:
                 raise self._end(receiving=True)
-            elif core.parts is None:
-                core.parts = self
-            elif core.parts is self and connection.takes_parts and not core.closing:
+            elif inbox.parts is None:
+                inbox.parts = self
+            elif inbox.parts is self and connection.takes_parts and not core.closing:
                 break
             elif held is not None and connection.decoder.begun:
                 self._error = held  # several extensions have to restore it
@@ -126,24 +126,24 @@ class ReceiveStream:
             elif outbox.size and not outbox.blocked:
                 outbox.flush()  # as in receive()
             else:
-                await core.waiter.wait()
+                await inbox.waiter.wait()
         # Nothing suspends from here on: what is taken now cannot be put back.
-        self._taking = core.streaming = True
-        if core.inbox:
-            message = core.inbox.pop()
+        self._taking = inbox.streaming = True
+        if inbox.messages:
+            message = inbox.messages.pop()
             self.text = isinstance(message, str)
-            core.parts = None
+            inbox.parts = None
             self._finish(message, logged=True)
-            if core.counts:
-                core.make_room(len(message))
-        elif core.held is not None:
-            core.parts = None
-            self._restoring = core.take_held(core.held)
+            if inbox.counts:
+                inbox.make_room(len(message))
+        elif inbox.held is not None:
+            inbox.parts = None
+            self._restoring = inbox.take_held(inbox.held)
             self.text = self._restoring.is_text
         else:
             self.text = connection.decoder.begun & 0xF == Opcode.TEXT
             self._restoring = connection.in_parts()
-            core.stream(self._max_size)
+            inbox.stream(self._max_size)
             self.arrived([])
 
     @uninterruptible
@@ -159,7 +159,6 @@ class ReceiveStream:
 
         Cancellation: safe; no chunk is lost.
         """
-        core = self._core
         self._check()
         await self._checkpoint()
         if self._waiting:
@@ -170,29 +169,29 @@ class ReceiveStream:
         finally:
             self._waiting = False
         chunk = self._chunks.popleft()
-        core.parts_size -= len(chunk) + MESSAGE_OVERHEAD
+        self._core.inbox.parts_size -= len(chunk) + MESSAGE_OVERHEAD
         self._make_room()
         return chunk
 
     def _make_room(self) -> None:
         """Let reading go on if half of the room is free."""
-        core = self._core
-        if core.paused and 2 * core.parts_size <= core.options.receive_buffer_size:
-            core.proceed()
+        inbox = self._core.inbox
+        if inbox.paused and 2 * inbox.parts_size <= self._core.options.receive_buffer_size:
+            inbox.proceed()
 
     async def _next(self) -> None:
         """Wait until there is a chunk."""
-        core, outbox = self._core, self._core.outbox
+        inbox, outbox = self._core.inbox, self._core.outbox
         while not self._chunks and not self._restore():
             self._check()
             if self._finished:
                 raise EndOfStream
-            if core.stopped:
+            if inbox.stopped:
                 raise self._end(receiving=False)
             if outbox.size and not outbox.blocked:
                 outbox.flush()
             else:
-                await core.waiter.wait()
+                await inbox.waiter.wait()
 
     def __aiter__(self) -> "ReceiveStream":
         return self
@@ -207,25 +206,25 @@ class ReceiveStream:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        core = self._core
-        self._open = core.streaming = False
-        core.receiver = None
+        core, inbox = self._core, self._core.inbox
+        self._open = inbox.streaming = False
+        inbox.receiver = None
         self._chunks.clear()
         restoring = self._restoring
         if restoring is not None and core.connection.close_sent is not None:
             self._restoring = None  # nobody is to receive what refers to it
             if restoring.fin:
-                core.restored()
-        core.parts_size = 0 if self._restoring is None else self._restoring.size
+                inbox.restored()
+        inbox.parts_size = 0 if self._restoring is None else self._restoring.size
         if not self._finished:
             self._discarded = 0
             if not core.closing and (self._restoring is None or not self._restoring.fin):
-                core.stream(sys.maxsize)
+                inbox.stream(sys.maxsize)
             self._discard()
         if self._waiting:
-            core.waiter.wake()
-        if core.paused:
-            core.proceed()
+            inbox.waiter.wake()
+        if inbox.paused:
+            inbox.proceed()
 
     def _check(self) -> None:
         if not self._open:
@@ -244,41 +243,41 @@ class ReceiveStream:
     # What arrives
 
     def arrived(self, messages: list[str | bytes]) -> bool:
-        """Take what belongs to this message; see `core.Parts`."""
-        core = self._core
+        """Take what belongs to this message; see `inbox.Parts`."""
+        core, inbox = self._core, self._core.inbox
         if core.connection.close_sent is not None:
             core.connection.decoder.take()  # nobody is to receive it; it need not be kept either
             return False
         if not self._taking:
             if core.connection.decoder.begun:
-                core.waiter.wake()
+                inbox.waiter.wake()
             return False
-        core.last_message = core.last_received
+        inbox.last_message = inbox.last_received
         if self._restoring is not None:
             self._take(self._restoring)
         elif messages:
-            core.parts = None
+            inbox.parts = None
             self._finish(messages.pop(0))
         else:
             self._put(core.connection.decoder.take())
-        if core.receiver is not None:
-            core.waiter.wake()
-        return not self._finished and core.parts_size >= core.options.receive_buffer_size
+        if inbox.receiver is not None:
+            inbox.waiter.wake()
+        return not self._finished and inbox.parts_size >= core.options.receive_buffer_size
 
     def _take(self, restoring: Restoring) -> None:
         """The same of a message that is to be restored."""
-        core, connection = self._core, self._core.connection
+        inbox, connection = self._core.inbox, self._core.connection
         before = restoring.size
         if connection.rest is None:
             restoring.feed(cast("bytes", connection.decoder.take()))
         else:
             restoring.feed(connection.rest, fin=True)
             connection.rest = None
-        core.parts_size += restoring.size - before
+        inbox.parts_size += restoring.size - before
         if self._discarded is not None:
             self._discard()
         if self._restoring is not None and restoring.fin:
-            core.hold_back(restoring)
+            inbox.hold_back(restoring)
 
     def _discard(self) -> None:
         """Restore what nobody wants: the next message may refer to it."""
@@ -287,11 +286,11 @@ class ReceiveStream:
 
     def _restore(self) -> bool:
         """Restore a chunk, if there is one."""
-        core, restoring = self._core, self._restoring
+        core, inbox, restoring = self._core, self._core.inbox, self._restoring
         if restoring is None:
             return False
         limit, size = (self._max_size, self._size) if self._discarded is None else (DISCARD, self._discarded)
-        core.parts_size -= restoring.size
+        inbox.parts_size -= restoring.size
         try:
             part = restoring.take(min(CHUNK, limit - size + 1))
         except ProtocolError as exc:
@@ -303,14 +302,14 @@ class ReceiveStream:
         if self._error is not None:
             self._restoring = None
             return False
-        core.parts_size += restoring.size
+        inbox.parts_size += restoring.size
         if restoring.done:
             self._restoring = None
             self._finished = True
-            core.parts = None
+            inbox.parts = None
             if core.log.debug:
                 core.log.received(self._beginning, self._size)
-            core.restored()
+            inbox.restored()
         elif not part:
             self._make_room()
         return bool(part)
@@ -342,4 +341,4 @@ class ReceiveStream:
             core.refuse(1009, self._error)
         elif part:
             self._chunks.append(part)
-            core.parts_size += len(part) + MESSAGE_OVERHEAD
+            core.inbox.parts_size += len(part) + MESSAGE_OVERHEAD

@@ -32,7 +32,7 @@ async def run(ws: "WebSocket", core: Core, functions: tuple[Callable[["WebSocket
             if iscoroutine(given):
                 given.close()  # or Python would warn that it was never awaited
             raise TypeError(f"run() takes functions and calls them with the WebSocket itself; got {given!r}")
-    before = core.receiving_done
+    before = core.inbox.receiving_done
     cut = False  # the end of the connection came to a function, or cut it short
 
     async def one(function: Callable[["WebSocket"], Awaitable[object]]) -> None:
@@ -49,7 +49,7 @@ async def run(ws: "WebSocket", core: Core, functions: tuple[Callable[["WebSocket
         nonlocal cut
         await checkpoint()  # if the connection has ended already, a function gets as far as its first receive
         await ws.wait_closed()
-        if core.receiving_done != before:
+        if core.inbox.receiving_done != before:
             timeout = core.options.close_timeout
             if timeout is None:
                 return

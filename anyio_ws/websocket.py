@@ -82,6 +82,7 @@ class WebSocket(ObjectStream[str | bytes]):
         self._tasks_tell = core.loop.tasks_tell
         self._current_task = core.loop.current_task
         self._inbox = core.inbox
+        self._messages = core.inbox.messages
         self._write = core.transport.write
         self._outbox = core.outbox
 
@@ -117,35 +118,35 @@ class WebSocket(ObjectStream[str | bytes]):
             await self._yield()
         elif not self._tasks_tell or self._current_task().cancelling():
             await self._loop.checkpoint_if_cancelled()
-        core = self._core
         inbox = self._inbox
-        if not inbox or core.receiver is not None:
-            if core.receiver is not None:
+        messages = self._messages
+        if not messages or inbox.receiver is not None:
+            if inbox.receiver is not None:
                 raise self._busy()
-            core.receiver = self._current_task()
-            core.waits += 1
+            inbox.receiver = self._current_task()
+            inbox.waits += 1
             try:
-                while not inbox:
-                    if core.stopped:
+                while not messages:
+                    if inbox.stopped:
                         self._raise_end(end)
                     if self._outbox.size:
                         self._outbox.flush()  # whoever waits for messages lets the replies to the last ones go
-                        if inbox or core.stopped:
+                        if messages or inbox.stopped:
                             continue
-                    await core.waiter.wait()
+                    await inbox.waiter.wait()
             finally:
-                core.receiver = None
-        message = inbox.pop()
-        if core.counts:
-            core.make_room(len(message))
+                inbox.receiver = None
+        message = messages.pop()
+        if inbox.counts:
+            inbox.make_room(len(message))
         return message
 
     def _busy(self) -> Exception:
         name = self._loop.task_name
         task = self._current_task()
-        if self._core.receiver is task:
+        if self._inbox.receiver is task:
             return RuntimeError("this task is inside receive_stream(): it has to leave that, to receive anything else")
-        return BusyResourceError(f"receiving (task {name(self._core.receiver)!r}; this is {name(task)!r}) from")
+        return BusyResourceError(f"receiving (task {name(self._inbox.receiver)!r}; this is {name(task)!r}) from")
 
     def _raise_end(self, end: type[Exception]) -> NoReturn:
         """Raise what says why there are no more messages."""
@@ -173,10 +174,10 @@ class WebSocket(ObjectStream[str | bytes]):
 
         Cancellation: safe; no message is lost.
         """
-        messages = [await self.receive(), *reversed(self._inbox)]
-        self._inbox.clear()
-        if self._core.counts:
-            self._core.make_room(0)
+        messages = [await self.receive(), *reversed(self._messages)]
+        self._messages.clear()
+        if self._inbox.counts:
+            self._inbox.make_room(0)
         return messages
 
     async def receive_text(self) -> str:
@@ -360,7 +361,7 @@ class WebSocket(ObjectStream[str | bytes]):
             core.messages_sent += 1
             if core.log.debug:
                 core.log.sent(opcode, item)
-            if self._inbox:
+            if self._messages:
                 outbox.join(frame)  # more messages wait to be received: their replies can leave together
             elif outbox.size:
                 outbox.write(frame)

@@ -31,8 +31,6 @@ class Sending(Protocol):
 class Receiving(Protocol):
     """What inflating needs of a connection."""
 
-    def file(self, deferred: Deferred, outcome: str | bytes | ProtocolError | None) -> None: ...
-
     def fail(self, exc: Exception, initiator: Literal["local", "peer"]) -> None: ...
 
 
@@ -61,13 +59,17 @@ async def encode_later(
         encoded(fragments)
 
 
-async def finish_deferred(core: Receiving, deferred: Deferred) -> None:
-    """Finish a message that came."""
+async def finish_deferred(
+    core: Receiving,
+    deferred: Deferred,
+    finished: Callable[[Deferred, str | bytes | ProtocolError | None], None],
+) -> None:
+    """Finish a message that came; None is what comes of it if that failed."""
     outcome: str | bytes | ProtocolError | None = None
     try:
         outcome = await _run(core, _outcome, deferred)
     finally:  # also if the owner leaves first: somebody may wait for it
-        core.file(deferred, outcome)
+        finished(deferred, outcome)
 
 
 def _outcome(deferred: Deferred) -> str | bytes | ProtocolError:

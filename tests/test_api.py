@@ -141,7 +141,7 @@ ORDER = [
     {"transports"},
     {"exceptions", "options", "stats", "tasks"},
     {"byte_stream", "logs", "outbox", "overflow"},
-    {"pings", "workers"},
+    {"inbox", "pings", "workers"},
     {"keepalive"},
     {"core"},
     {"receive_stream", "running", "send_stream"},

@@ -1,10 +1,7 @@
 """send_stream() and receive_stream() where messages are compressed."""
 
 import logging
-import random
-import tracemalloc
 import zlib
-from functools import partial
 from typing import Any
 
 import anyio
@@ -13,7 +10,7 @@ from anyio.lowlevel import checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anyio_ws import ConnectionClosedError, ConnectionClosedOK, Deflate, WebSocket, connect, serve
+from anyio_ws import ConnectionClosedError, ConnectionClosedOK, Deflate, WebSocket
 from anyio_ws.protocol import Opcode, PerMessageDeflate, encode_frame
 from anyio_ws.protocol.compressing import MessageEncoder
 from anyio_ws.protocol.extensions import Extension
@@ -21,6 +18,7 @@ from anyio_ws.protocol.restoring import Deferred
 from anyio_ws.receive_stream import CHUNK, DISCARD
 from anyio_ws.testing import RawPeer, connected_pair, raw_peer
 from support.peers import attack, both_attackers, growth
+from support.streams import join, noise, received_in_parts
 from support.tools import Call, settle
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = Opcode
@@ -44,24 +42,11 @@ class Peer:
         return self._inflater.decompress(payload)
 
 
-def join(chunks: list[Any]) -> Any:
-    return (chunks[0][:0] if chunks else b"").join(chunks)
-
-
-async def received_in_parts(ws: WebSocket, max_size: int | None = None) -> list[Any]:
-    async with ws.receive_stream(max_size) as stream:
-        return [chunk async for chunk in stream]
-
-
 async def fragments(peer: RawPeer, payload: bytes, size: int, opcode: int = BINARY) -> None:
     """Send a compressed message in fragments of this size."""
     for start in range(0, len(payload), size):
         head = CONT if start else opcode | RSV1
         await peer.send_frame(head, payload[start : start + size], fin=start + size >= len(payload))
-
-
-def noise(size: int) -> bytes:
-    return random.Random(size).randbytes(size)
 
 
 # Sending
@@ -442,7 +427,7 @@ async def test_the_messages_behind_it_come_after_it(extension: str) -> None:
             await peer.send_frame(BINARY | RSV1, behind)
             await peer.send_frame(TEXT, b"plain")
             await settle()
-            assert not ws._core.inbox
+            assert not ws._core.inbox.messages
             assert join([chunk async for chunk in stream]) == data
         assert await ws.receive() == b"abcdefgh" * 50
         assert await ws.receive() == "plain"
@@ -496,12 +481,12 @@ async def test_reading_pauses_while_nobody_takes_the_chunks() -> None:
         call = Call(group, fragments, peer, Peer().compressed(data), 10_000)
         async with ws.receive_stream() as stream:
             await settle()
-            assert ws._core.paused
-            assert ws._core.parts_size < 300_000
+            assert ws._core.inbox.paused
+            assert ws._core.inbox.parts_size < 300_000
             assert not call.done
             assert join([chunk async for chunk in stream]) == data
         await call.wait()
-        assert ws._core.parts_size == 0
+        assert ws._core.inbox.parts_size == 0
 
 
 async def test_what_restores_nothing_by_itself_does_not_stop_reading() -> None:
@@ -569,7 +554,7 @@ async def test_nobody_waits_for_it_if_the_connection_has_ended(streamed: bool) -
     async with attack("client", extension="permessage-deflate", compression=Deflate(), max_size=1000) as (peer, ws):
         await peer.send_frame(BINARY | RSV1, Peer().compressed(bytes(2000)))
         with anyio.fail_after(5):
-            while ws._core.held is None:
+            while ws._core.inbox.held is None:
                 await checkpoint()
         ws.abort()
         with pytest.raises(ConnectionClosedError):
@@ -605,7 +590,7 @@ async def test_our_close_does_not_wait_for_somebody_to_take_it() -> None:
     async with attack("client", extension="permessage-deflate", compression=Deflate(), max_size=1000) as (peer, ws):
         await peer.send_frame(BINARY | RSV1, Peer().compressed(bytes(2000)))
         with anyio.fail_after(5):
-            while ws._core.held is None:
+            while ws._core.inbox.held is None:
                 await checkpoint()
         async with anyio.create_task_group() as group:
             call = Call(group, ws.aclose)
@@ -739,8 +724,8 @@ async def test_leaving_early_discards_the_rest(extension: str, taken: int, come:
             await peer.send_frame(CONT, rest[come:])
         await peer.send_frame(BINARY | RSV1, theirs.compressed(b"begin " * 10))
         assert await ws.receive() == b"begin " * 10
-        assert ws._core.parts is None
-        assert ws._core.parts_size == 0
+        assert ws._core.inbox.parts is None
+        assert ws._core.inbox.parts_size == 0
         assert ws.stats.messages_received == 2
 
 
@@ -859,8 +844,8 @@ def with_extensions(ws: WebSocket, *extensions: Extension) -> None:
         extensions=extensions,
         holds=True,
     )
-    core.connection = connection
-    core._decoder = connection.decoder
+    core.connection = core.inbox._connection = connection
+    core.inbox._decoder = connection.decoder
     core.get_buffer = connection.get_buffer  # type: ignore[assignment]
     core.encode = connection.encode
 
@@ -1026,38 +1011,3 @@ async def test_what_is_sent_in_parts_is_one_message(
                         await stream.send(part)
                 received = await call.wait()
                 assert (join(received) or whole[:0] if streamed else received) == whole
-
-
-SIZE = 64 * 2**20
-
-
-@pytest.mark.real_time
-async def test_a_large_message_takes_little_memory() -> None:
-    """There and back over real sockets."""
-    chunk = noise(2**13) * 2
-
-    async def echo(ws: WebSocket) -> None:
-        async with ws.receive_stream() as incoming, ws.send_stream() as outgoing:
-            async for part in incoming:
-                await outgoing.send(part)
-
-    async def produce(ws: WebSocket) -> None:
-        async with ws.send_stream() as stream:
-            for _ in range(SIZE // len(chunk)):
-                await stream.send(chunk)
-
-    async with anyio.create_task_group() as group:
-        server = await group.start(partial(serve, echo, "127.0.0.1", 0, compression=Deflate()))
-        async with connect(server.url, ping_interval=None, compression=Deflate()) as ws:
-            tracemalloc.start()
-            try:
-                group.start_soon(produce, ws)
-                received = 0
-                async with ws.receive_stream() as stream:
-                    async for part in stream:
-                        received += len(part)
-                assert received == SIZE
-                assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
-            finally:
-                tracemalloc.stop()
-        group.cancel_scope.cancel()

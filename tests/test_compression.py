@@ -230,10 +230,10 @@ async def test_what_comes_behind_a_message_in_a_thread_counts_for_the_buffer(rol
         await send_compressed(peer, bytes(2 * MIB))
         for _ in range(3):
             await peer.send_frame(BINARY, bytes(800))
-        while not ws._inbox:
+        while not ws._messages:
             await anyio.lowlevel.checkpoint()
         await settle()
-        assert len(ws._inbox) == 1
+        assert len(ws._messages) == 1
         assert [len(await ws.receive()) for _ in range(4)] == [2 * MIB, 800, 800, 800]
 
 
@@ -259,7 +259,7 @@ async def test_a_connection_that_breaks_behind_a_message_in_a_thread_loses_none(
             payload = (compressor.compress(message) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
             frames += encode_frame(BINARY | RSV1, payload, bytes(4) if role == "client" else None)
         await peer.send(frames)
-        while ws._core._behind is None:
+        while ws._core.inbox._behind is None:
             await anyio.lowlevel.checkpoint()
         peer.reset()
         ws._core.poll()  # as keepalive does, which looks at the transport also while reading is paused
@@ -276,7 +276,7 @@ async def test_a_connection_that_breaks_behind_a_message_in_a_thread_loses_none(
 async def test_an_end_behind_a_message_in_a_thread_that_is_refused(role: str, payload: bytes) -> None:
     async with peer_with(role) as (peer, ws):
         await peer.send_frame(BINARY | RSV1, payload)
-        while ws._core._behind is None:
+        while ws._core.inbox._behind is None:
             await anyio.lowlevel.checkpoint()
         peer.reset()
         ws._core.poll()
@@ -289,7 +289,7 @@ async def test_an_end_behind_a_message_in_a_thread_that_is_refused(role: str, pa
 async def test_an_end_behind_a_message_that_a_thread_found_too_large(role: str) -> None:
     async with peer_with(role) as (peer, ws):
         await send_compressed(peer, bytes(2 * MIB))
-        while not ws._core.stopped:
+        while not ws._core.inbox.stopped:
             await anyio.lowlevel.checkpoint()
         peer.reset()
         ws._core.poll()
@@ -312,7 +312,7 @@ async def test_what_was_held_back_refers_to_what_was_received_also_after_the_end
             frames += encode_frame(BINARY | RSV1, payload, bytes(4) if role == "client" else None)
         await peer.send(frames)
         await settle()
-        assert ws._core.paused
+        assert ws._core.inbox.paused
         peer.reset()
         ws._core.poll()
         assert ws.close_info is not None
@@ -329,7 +329,7 @@ async def test_what_was_held_back_takes_no_more_room_after_the_end(role: str) ->
         peer.reset()
         ws._core.poll()
         for _ in range(100):
-            assert len(ws._inbox) <= 1
+            assert len(ws._messages) <= 1
             assert await ws.receive() == bytes(100_000)
         with pytest.raises(ConnectionClosedError, match="1006"):
             await ws.receive()
@@ -340,7 +340,7 @@ async def test_what_was_held_back_takes_no_more_room_after_the_end(role: str) ->
 async def test_a_close_of_ours_does_not_wait_for_a_message_in_a_thread(role: str) -> None:
     async with peer_with(role, max_size=None) as (peer, ws), anyio.create_task_group() as group:
         await send_compressed(peer, bytes(4 * MIB))
-        while ws._core._behind is None:
+        while ws._core.inbox._behind is None:
             await anyio.lowlevel.checkpoint()
         closing = Call(group, ws.aclose)
         assert (await peer.receive_frame()).opcode == CLOSE

@@ -103,10 +103,10 @@ async def test_what_comes_before_the_hand_over_reaches_the_connection(ends: Ends
     await settle()
     core = ends.core()
     ends.opening.hand_over(core, MESSAGE)
-    assert list(core.inbox) == ["hello", "hello"]
+    assert list(core.inbox.messages) == ["hello", "hello"]
     await ends.peer.send(MESSAGE)
     await settle()
-    assert len(core.inbox) == 3
+    assert len(core.inbox.messages) == 3
     core.abort()
 
 
@@ -116,15 +116,15 @@ async def test_what_the_inbox_has_no_room_for_waits_in_the_decoder_however_much_
     core = ends.core(receive_buffer_size=100)
     count = 3 * SCRATCH_SIZE // len(MESSAGE)
     ends.opening.hand_over(core, MESSAGE * count)
-    assert core.paused
+    assert core.inbox.paused
     received = 0
-    while core.inbox:
-        assert len(core.inbox) <= 2
-        received += len(core.inbox)
-        core.inbox.clear()
-        core.make_room(0)
+    while core.inbox.messages:
+        assert len(core.inbox.messages) <= 2
+        received += len(core.inbox.messages)
+        core.inbox.messages.clear()
+        core.inbox.make_room(0)
     assert received == count
-    assert not core.paused
+    assert not core.inbox.paused
     core.abort()
 
 
@@ -137,7 +137,7 @@ async def test_not_too_much_is_taken_before_the_hand_over(ends: Ends) -> None:
         assert MAX_EARLY <= len(ends.opening.early) <= MAX_EARLY + CAPACITY
         core = ends.core()
         ends.opening.hand_over(core, b"")
-        assert core.inbox[0] == "hello"
+        assert core.inbox.messages[0] == "hello"
         core.abort()
         await settle()
         group.cancel_scope.cancel()
@@ -151,7 +151,7 @@ async def test_an_end_before_the_hand_over_is_the_connections(ends: Ends) -> Non
     await settle()
     core = ends.core()
     ends.opening.hand_over(core, b"")
-    assert list(core.inbox) == ["hello"]
+    assert list(core.inbox.messages) == ["hello"]
     assert core.close_info is not None
     assert isinstance(core.close_info.cause, EOFError)
     assert core.gone
@@ -182,12 +182,12 @@ async def test_an_end_before_the_hand_over_comes_after_what_the_inbox_has_no_roo
     ends.opening.hand_over(core, b"")
     for _ in range(5):
         assert core.close_info is None
-        assert list(core.inbox) == ["hello"] * 2
-        core.inbox.clear()
-        core.make_room(0)
+        assert list(core.inbox.messages) == ["hello"] * 2
+        core.inbox.messages.clear()
+        core.inbox.make_room(0)
     await settle()
     assert core.gone
-    assert not core.inbox
+    assert not core.inbox.messages
     assert core.close_info is not None
     assert core.close_info.clean == closes
     assert isinstance(core.close_info.cause, EOFError) != closes

@@ -144,7 +144,7 @@ async def test_a_connection_does_what_the_model_does_however_its_bytes_are_cut(p
                 model.waiting.clear()
             else:
                 assert await ws.receive() == model.waiting.pop(0)
-            assert ws._core.inbox[::-1] == model.waiting
+            assert ws._core.inbox.messages[::-1] == model.waiting
             assert ws.stats.messages_dropped == model.dropped
             assert (ws.close_info is not None) == model.closed
         if not model.closed:
@@ -163,7 +163,7 @@ async def test_a_connection_does_what_the_model_does_however_its_bytes_are_cut(p
 async def test_what_each_policy_keeps(policy, kept):
     async with raw_peer(overflow=policy, receive_buffer_size=200) as (peer, ws):
         await arrive(peer, frames(*(b"%d" % number * 36 for number in range(4))))
-        assert not ws._core.paused
+        assert not ws._core.inbox.paused
         assert await ws.receive_many() == kept
         assert ws.stats.messages_received == 4
         assert ws.stats.messages_dropped == 4 - len(kept)
@@ -255,7 +255,7 @@ async def test_a_receiver_that_is_cancelled_leaves_its_message_to_the_next(polic
         call.cancel()
         await settle()
         messages = [b"1" * 30, b"2" * 30] if policy == "drop_newest" else [b"1" * 30, b"3" * 30]
-        assert not call.cancelled or core.inbox[::-1] == messages
+        assert not call.cancelled or core.inbox.messages[::-1] == messages
         received = [call.result] if call.result else []
         assert received + await ws.receive_many() == messages
         await arrive(peer, frames(b"4" * 30))
@@ -286,7 +286,7 @@ async def test_receivers_cancelled_anywhere_lose_only_what_was_dropped(script, p
                 number += step
             await settle()
         tg.cancel_scope.cancel()
-    received += reversed(ws._core.inbox)
+    received += reversed(ws._core.inbox.messages)
     assert len(received) + ws.stats.messages_dropped == number
     assert received == sorted(set(received))
 
@@ -305,14 +305,14 @@ async def test_a_flood_takes_bounded_memory_and_the_slow_consumer_gets_its_share
             for data in flood:
                 await peer.send(data)
                 received.append(int.from_bytes(await ws.receive()))
-                assert len(ws._core.inbox) <= 65536 // 68
+                assert len(ws._core.inbox.messages) <= 65536 // 68
             await settle()
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
         assert peak < 1_000_000
         assert ws.stats.messages_received == count
-        waiting = len(ws._core.inbox)
+        waiting = len(ws._core.inbox.messages)
         assert ws.stats.messages_dropped + waiting + len(received) == count
         await peer.send_close()
         received += [int.from_bytes(message) for message in await rest(ws)]  # perhaps none
@@ -347,7 +347,7 @@ async def test_control_frames_in_a_flood_are_handled_although_nobody_receives(po
         for number in range(20):
             await peer.send(frames(*[bytes(100)] * 50) + encode_frame(Opcode.PING, b"%d" % number, KEY))
             assert (await peer.receive_frame()).payload == b"%d" % number
-        assert not ws._core.paused
+        assert not ws._core.inbox.paused
 
 
 @pytest.mark.virtual_time

@@ -23,19 +23,11 @@ from anyio_ws import (
 from anyio_ws.protocol import Opcode, encode_frame
 from anyio_ws.receive_stream import DISCARD
 from anyio_ws.testing import RawFrame, RawPeer, connected_pair, raw_peer
+from support.streams import join, noise, received_in_parts
 from support.tools import Call, both_roles, cancelled_already, fill, jump, settle
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = Opcode
 TEXTS = ["", "a", "é", "€uro", "😀" * 7, "x" * 3000]
-
-
-def join(chunks: list[Any]) -> Any:
-    return (chunks[0][:0] if chunks else b"").join(chunks)
-
-
-async def received_in_parts(ws: WebSocket, max_size: int | None = None) -> list[Any]:
-    async with ws.receive_stream(max_size) as stream:
-        return [chunk async for chunk in stream]
 
 
 async def sent_in_parts(ws: WebSocket, *chunks: Any) -> None:
@@ -359,7 +351,7 @@ async def test_what_is_in_the_inbox_comes_in_one_chunk() -> None:
         assert await ws.receive() == "two"
         assert await received_in_parts(ws) == []
         assert await received_in_parts(ws) == ["four"]
-        assert ws._core.parts is None
+        assert ws._core.inbox.parts is None
 
 
 async def test_a_full_inbox_has_room_again_when_a_stream_takes_from_it() -> None:
@@ -367,7 +359,7 @@ async def test_a_full_inbox_has_room_again_when_a_stream_takes_from_it() -> None
         for number in range(5):
             await peer.send_frame(BINARY, bytes([number]) * 900)
         await settle()
-        assert ws._core.paused
+        assert ws._core.inbox.paused
         for number in range(5):
             assert join(await received_in_parts(ws)) == bytes([number]) * 900
 
@@ -463,7 +455,7 @@ async def test_a_message_that_is_held_can_be_streamed() -> None:
     async with raw_peer(max_size=100) as (peer, ws), anyio.create_task_group() as group:
         sending = Call(group, peer.send, encode_frame(BINARY, bytes(200_000), bytes(4)))
         await settle()
-        assert ws._core.stopped
+        assert ws._core.inbox.stopped
         assert join(await received_in_parts(ws)) == bytes(200_000)
         await sending.wait()
 
@@ -627,12 +619,12 @@ async def test_reading_pauses_while_nobody_takes_the_chunks() -> None:
         call = Call(group, peer.send, encode_frame(BINARY, data, bytes(4)))
         async with ws.receive_stream() as stream:
             await settle()
-            assert ws._core.paused
-            assert ws._core.parts_size < 300_000
+            assert ws._core.inbox.paused
+            assert ws._core.inbox.parts_size < 300_000
             assert not call.done
             assert join([chunk async for chunk in stream]) == data
         await call.wait()
-        assert ws._core.parts_size == 0
+        assert ws._core.inbox.parts_size == 0
 
 
 async def test_many_small_chunks_count_more_than_their_length() -> None:
@@ -640,7 +632,7 @@ async def test_many_small_chunks_count_more_than_their_length() -> None:
         await peer.send_frame(BINARY, b"1", fin=False)
         async with ws.receive_stream() as stream:
             count = 1
-            while not ws._core.paused:
+            while not ws._core.inbox.paused:
                 await peer.send_frame(CONT, b"1", fin=False)
                 await settle()
                 count += 1
@@ -665,7 +657,7 @@ async def test_leaving_early_discards_the_rest(role: Any, size: int) -> None:
         await peer.send_frame(CONT, b"end")
         await peer.send_frame(TEXT, b"next")
         assert await call.wait() == "next"
-        assert ws._core.parts is None
+        assert ws._core.inbox.parts is None
         assert ws.stats.messages_received == 2
 
 
@@ -675,7 +667,7 @@ async def test_leaving_early_lets_reading_go_on() -> None:
         with pytest.raises(KeyError):
             async with ws.receive_stream():
                 await settle()
-                assert ws._core.paused
+                assert ws._core.inbox.paused
                 raise KeyError
         await call.wait()
         await peer.send_frame(TEXT, b"next")
@@ -729,7 +721,7 @@ async def test_leaving_a_message_over_its_limit_early() -> None:
         async with ws.receive_stream(10):
             await peer.send_frame(CONT, bytes(100))
             await settle()
-            assert ws._core.stopped
+            assert ws._core.inbox.stopped
         await peer.send_frame(TEXT, b"next")
         assert await ws.receive() == "next"
 
@@ -978,9 +970,10 @@ SIZE = 64 * 2**20
 
 
 @pytest.mark.real_time
-async def test_a_large_message_takes_little_memory() -> None:
+@pytest.mark.parametrize("compression", [None, "deflate"])
+async def test_a_large_message_takes_little_memory(compression: str | None) -> None:
     """There and back over real sockets; benchmarks say the same of 1 GiB and of resident memory."""
-    chunk = bytes(2**16)
+    chunk = noise(2**13) * 2
 
     async def echo(ws: WebSocket) -> None:
         async with ws.receive_stream() as incoming, ws.send_stream() as outgoing:
@@ -993,8 +986,8 @@ async def test_a_large_message_takes_little_memory() -> None:
                 await stream.send(chunk)
 
     async with anyio.create_task_group() as group:
-        server = await group.start(partial(serve, echo, "127.0.0.1", 0))
-        async with connect(server.url, ping_interval=None) as ws:
+        server = await group.start(partial(serve, echo, "127.0.0.1", 0, compression=compression))
+        async with connect(server.url, ping_interval=None, compression=compression) as ws:
             tracemalloc.start()
             try:
                 group.start_soon(produce, ws)

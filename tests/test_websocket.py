@@ -373,15 +373,15 @@ async def test_a_slow_consumer_that_never_empties_its_inbox_is_not_paused_while_
         for i in range(2, 100, 7):  # seven in one chunk, although the room that was last counted is for fewer
             await peer.send(b"".join(frames[i : i + 7]))
             await settle()
-            assert len(core.inbox) == 9
-            assert not core.paused
+            assert len(core.inbox.messages) == 9
+            assert not core.inbox.paused
             assert [await ws.receive() for _ in range(7)] == messages[i - 2 : i + 5]
         following = i + 7
         for i in range(following, 200):
             await peer.send(frames[i])
             await settle()
-            assert len(core.inbox) == 3
-            assert not core.paused
+            assert len(core.inbox.messages) == 3
+            assert not core.inbox.paused
             assert await ws.receive() == messages[i - 2]
 
 
@@ -420,8 +420,8 @@ async def test_reading_pauses_when_the_inbox_is_full_and_goes_on_when_half_of_it
             while waiting and not paused:
                 inbox.append(waiting.pop(0))
                 paused = unread() >= limit
-            assert ws._core.inbox == inbox[::-1]
-            assert ws._core.paused == paused
+            assert ws._core.inbox.messages == inbox[::-1]
+            assert ws._core.inbox.paused == paused
         tg.cancel_scope.cancel()
 
 
@@ -443,9 +443,9 @@ async def test_one_message_that_somebody_waits_for_does_not_pause_reading_howeve
             call = Call(tg, ws.receive)
             await settle()
             read(encode_frame(BINARY, bytes(5000), b"mask"))
-            assert not ws._core.paused
+            assert not ws._core.inbox.paused
             assert await call.wait() == bytes(5000)
-            assert not ws._core.paused
+            assert not ws._core.inbox.paused
 
 
 async def test_two_messages_are_too_many_for_a_full_inbox_although_somebody_waits():
@@ -453,11 +453,11 @@ async def test_two_messages_are_too_many_for_a_full_inbox_although_somebody_wait
         call = Call(tg, ws.receive)
         await settle()
         Reads(ws)(encode_frame(BINARY, bytes(500), b"mask") * 2)
-        assert ws._core.paused
+        assert ws._core.inbox.paused
         await call.wait()
-        assert ws._core.paused  # not half of it is free
+        assert ws._core.inbox.paused  # not half of it is free
         await ws.receive()
-        assert not ws._core.paused
+        assert not ws._core.inbox.paused
 
 
 @pytest.mark.parametrize("cancel", [False, True])
@@ -469,16 +469,16 @@ async def test_the_next_read_pauses_if_the_one_who_waited_has_not_taken_the_mess
         if cancel:
             call.cancel()
         read(encode_frame(BINARY, bytes(5000), b"mask"))
-        assert not ws._core.paused
+        assert not ws._core.inbox.paused
         if cancel:
             await settle()
             assert call.cancelled
         read(encode_frame(TEXT, "next", b"mask") * 2)
-        assert ws._core.paused
-        assert list(ws._core.inbox) == [bytes(5000)]
+        assert ws._core.inbox.paused
+        assert list(ws._core.inbox.messages) == [bytes(5000)]
         received = [await ws.receive() for _ in range(3)] if cancel else [await call.wait(), *await ws.receive_many()]
         assert received == [bytes(5000), "next", "next"]
-        assert not ws._core.paused
+        assert not ws._core.inbox.paused
 
 
 async def test_receive_many_empties_a_full_inbox_and_lets_reading_go_on():
@@ -486,11 +486,11 @@ async def test_receive_many_empties_a_full_inbox_and_lets_reading_go_on():
         messages = [bytes([i]) * 36 for i in range(25)]
         await peer.send(b"".join(encode_frame(BINARY, message, b"mask") for message in messages))
         await settle()
-        assert ws._core.paused
+        assert ws._core.inbox.paused
         assert await ws.receive_many() == messages[:10]
         await settle()
-        assert ws._core.inbox == messages[10:20][::-1]
-        assert ws._core.paused
+        assert ws._core.inbox.messages == messages[10:20][::-1]
+        assert ws._core.inbox.paused
 
 
 @given(
@@ -548,10 +548,10 @@ async def test_a_second_receiver_is_refused_even_if_a_message_is_there():
         first = Call(tg, ws.receive)
         await settle()
         core = ws._core
-        core.inbox.append("arrived, and the first receiver was not scheduled yet")
+        core.inbox.messages.append("arrived, and the first receiver was not scheduled yet")
         with pytest.raises(anyio.BusyResourceError):
             await ws.receive()
-        core.waiter.wake()
+        core.inbox.waiter.wake()
         assert (await first.wait()).startswith("arrived")
 
 

@@ -110,7 +110,7 @@ def nobody_waits(ws: WebSocket) -> None:
     core = ws._core
     assert not core.outbox._turns
     assert not core.outbox._drained
-    assert core.receiver is None
+    assert core.inbox.receiver is None
     assert core.closers == 0
     assert not core.pings.in_flight
 
@@ -500,7 +500,7 @@ async def no_chunk_is_lost(trial: Trial) -> None:
             got.append(outcome.result or "")
             got += [chunk async for chunk in stream]
             assert "".join(got) == "0123456789"
-        assert ws._core.parts is None
+        assert ws._core.inbox.parts is None
 
 
 # Compression: what takes long is left to a thread, which is real, and so is the time that it takes
@@ -628,7 +628,7 @@ async def _where_messages_are_dropped(trial: Trial, policy: str) -> None:
         while ws.stats.messages_received < 20:
             await checkpoint()
         got = received_by(outcome.result)
-        got += [str(await ws.receive()) for _ in range(len(ws._inbox))]
+        got += [str(await ws.receive()) for _ in range(len(ws._messages))]
         assert [message for message in expected if message in got] == got
         assert len(got) + ws.stats.messages_dropped == 20
         assert (expected[0] if policy == "drop_newest" else expected[-1]) in got

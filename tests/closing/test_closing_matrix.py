@@ -352,7 +352,7 @@ async def put_in_flight(case: Case, ws: WebSocket, peer: RawPeer, group: TaskGro
         await peer.send_frame(BINARY, b"half a mess", fin=False)
     await quiet()
     assert sender is None or not sender.done
-    assert ws._core.paused == case.full
+    assert ws._core.inbox.paused == case.full
     return sender
 
 
@@ -468,7 +468,7 @@ def check_what_the_peer_got(case: Case, heard: tuple[list[int], int], peer: RawP
 def check_nothing_is_left(ws: WebSocket) -> None:
     core = ws._core
     assert core.transport.closed
-    assert core.receiver is None
+    assert core.inbox.receiver is None
     assert not core.closers
     assert not core.outbox.size
     assert not core.outbox._turns

@@ -179,7 +179,7 @@ async def test_our_close_reaches_a_peer_whose_messages_nobody_received(role: str
     async with link(role, receive_buffer_size=100) as (peer, ws), anyio.create_task_group() as group:
         for _ in range(10):
             peer.send(BINARY, bytes(5000))
-        await until(lambda: ws._core.paused)
+        await until(lambda: ws._core.inbox.paused)
         with freed(ws), anyio.fail_after(PROMPT):
             closing = Call(group, ws.aclose)
             await peer.hear_close()

@@ -160,7 +160,7 @@ async def test_what_expands_a_thousandfold_is_bounded_while_nobody_receives(role
         with within(5), growth() as memory, anyio.fail_after(20):
             group.start_soon(peer.send, chunk * 2 + frame(role, PING))
             if policy == "backpressure":
-                while not (ws._inbox and ws._core.paused):
+                while not (ws._messages and ws._core.inbox.paused):
                     await checkpoint()
                 await settle()
             else:
@@ -168,7 +168,7 @@ async def test_what_expands_a_thousandfold_is_bounded_while_nobody_receives(role
                 assert answer.opcode == (CLOSE if policy == "close" else PONG)
                 assert policy == "close" or ws.stats.messages_received == 40
             # The inbox, a message that is being inflated, and what was decoded before the policy looked at it.
-            assert sum(map(len, ws._inbox)) <= 2 * size
+            assert sum(map(len, ws._messages)) <= 2 * size
             assert memory.peak < 6 * size + MIB
         assert (ws.close_info is not None and ws.close_info.code == 1008) == (policy == "close")
         group.cancel_scope.cancel()

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import anyio
 
 import anyio_ws.loops
-from anyio_ws import core, outbox, overflow, receive_stream, send_stream, websocket, workers
+from anyio_ws import core, inbox, outbox, overflow, receive_stream, send_stream, websocket, workers
 from anyio_ws.loops import asyncio_loop, base
 from anyio_ws.protocol import deflate_backends, inflating
 from anyio_ws.testing import virtual_clock
@@ -55,9 +55,9 @@ def deterministic(backend: str) -> Generator[Surroundings]:
             patch.object(asyncio_loop, "perf_counter", lambda: 0.0),
             patch.object(os, "urandom", around.entropy.randbytes),
             patch.object(workers, "to_thread", around.threads),
-            patch.object(core.Core, "received", oracle.watch(core.Core.received)),
-            patch.object(core.Core, "file", oracle.watch(core.Core.file)),
-            patch.object(core.Core, "restored", oracle.watch(core.Core.restored, ends_parts=True)),
+            patch.object(inbox.Inbox, "received", oracle.watch(inbox.Inbox.received)),
+            patch.object(inbox.Inbox, "file", oracle.watch(inbox.Inbox.file)),
+            patch.object(inbox.Inbox, "restored", oracle.watch(inbox.Inbox.restored, ends_parts=True)),
         ):
             if backend == "trio":
                 # Private names, as pytest-trio and trio's own support for Hypothesis: a batch of tasks runs in an order

@@ -14,8 +14,8 @@ from typing import Any
 import anyio
 
 import anyio_ws.core
+import anyio_ws.inbox
 from anyio_ws import CloseInfo, ConnectionClosed, ConnectionClosedError, ConnectionClosedOK, Deflate, WebSocket
-from anyio_ws.core import Core
 from anyio_ws.options import Options
 from anyio_ws.transports.socket import SocketTransport
 from anyio_ws.transports.stream import StreamTransport
@@ -173,7 +173,7 @@ class Endpoint:
         self.core = ws._core
         self.transport = ws._core.transport
         self._heard = self._moved = self._last_message = self._last_taken = self._fed_at = self.dice.now()
-        watched[id(ws._core)] = self
+        watched[id(ws._core.inbox)] = self
         self.file()
 
     def on_answer(self, extensions: str) -> None:
@@ -310,7 +310,7 @@ class Endpoint:
         """A message is received in parts from now on: one that was taken from the inbox, or the next one to end."""
         self.file()
         taken = self.inbox.taken
-        self.streaming = taken.popleft() if taken else self.core.messages_received
+        self.streaming = taken.popleft() if taken else self.core.inbox.messages_received
         self._streamed.add(self.streaming)
 
     def end_stream(self, chunks: list[str | bytes], how: str, *, is_text: bool) -> None:
@@ -341,16 +341,16 @@ class Endpoint:
             self._committed = self.core.outbox.taken + self.core.outbox.size
         if not self._depth:
             self.file()
-            parts: Any = self.core.parts
+            parts: Any = self.core.inbox.parts
             self._takes_parts = ends_parts or (parts is not None and parts._taking)
-            self._is_awaited = self.core.receiver is not None and not self.core.streaming
+            self._is_awaited = self.core.inbox.receiver is not None and not self.core.inbox.streaming
         self._depth += 1
 
     def after(self) -> None:
         """It has taken that."""
         self._depth -= 1
         if not self._depth:
-            new = range(self._numbered, self.core.messages_received)
+            new = range(self._numbered, self.core.inbox.messages_received)
             if new and self._takes_parts:
                 new = new[1:]  # its last part
             for number in new:
@@ -360,7 +360,7 @@ class Endpoint:
                 opcode, payload, *_ = self.peer.sent[number]
                 size = len(payload.decode()) if opcode == 1 else len(payload)
                 self.inbox.arrive(number, size + OVERHEAD, is_awaited=self._is_awaited)
-            self._numbered = self.core.messages_received
+            self._numbered = self.core.inbox.messages_received
             self.file(taken=False)
 
     def file(self, *, taken: bool = True) -> None:
@@ -368,20 +368,21 @@ class Endpoint:
         if self._depth:
             return
         core, inbox = self.core, self.inbox
-        if self._numbered < core.messages_received:  # before this end was watched
+        if self._numbered < core.inbox.messages_received:  # before this end was watched
             self._depth += 1
             self._takes_parts = self._is_awaited = False
             self.after()
             return
         before = len(inbox.taken)
-        inbox.leave(len(core.inbox), core._discarded - self._discarded)
-        self._discarded = core._discarded
+        inbox.leave(len(core.inbox.messages), core.inbox.discarded - self._discarded)
+        self._discarded = core.inbox.discarded
         self.expect(taken or len(inbox.taken) == before, "a message is lost in the inbox")
-        sizes = [len(item) + OVERHEAD for item in reversed(core.inbox)]
+        sizes = [len(item) + OVERHEAD for item in reversed(core.inbox.messages)]
         expected = [size for _, size in inbox.waiting]
         self.expect(sizes == expected, f"in the inbox are {sizes}, expected {expected}")
         dropped = len(inbox.dropped)
-        self.expect(core.messages_dropped == dropped, f"{core.messages_dropped} dropped, expected {dropped}")
+        count = core.inbox.messages_dropped
+        self.expect(count == dropped, f"{count} dropped, expected {dropped}")
 
     @property
     def has_closed(self) -> bool:
@@ -418,7 +419,7 @@ class Endpoint:
         """There are no more messages: what arrived has been received, unless we closed."""
         self.check()
         info = self.ws.close_info
-        if info is None or (self.close_calls and (info.initiator == "local" or self.core._discarded)):
+        if info is None or (self.close_calls and (info.initiator == "local" or self.core.inbox.discarded)):
             return
         least = self._arrived(self._fed_before_end)
         most = self._arrived(self._fed_at_end) + self._is_last_left
@@ -442,32 +443,32 @@ class Endpoint:
         self.file()
         core = self.core
         now = self.dice.now()
-        inbox = core.inbox
+        inbox = core.inbox.messages
         fed = core.connection.decoder.fed
         before, self._fed = self._fed, fed
         if fed != before:
             # Other transports read, or decrypt, also between the moments that we see.
             seen = isinstance(self.transport, SimTransport)
-            self._heard = self._fed_at = now if seen else core.last_received
+            self._heard = self._fed_at = now if seen else core.inbox.last_received
             self.expect(fed <= self.peer.wire.position + len(self.peer.wire._rest), "received more than was sent")
         if len(inbox) != self._inbox:
             self._inbox = len(inbox)
             held = sum(map(len, inbox)) + OVERHEAD * len(inbox)
             newest = len(inbox[0]) + OVERHEAD if inbox else 0
             bounded = held - newest < self.options.receive_buffer_size or not inbox
-            self.expect(bounded or core._backlog is not None, f"{held} bytes in the inbox")
-        bounded = core.parts_size < self.options.receive_buffer_size + CHUNK
-        self.expect(bounded, f"{core.parts_size} bytes of a message in parts")
-        messages = core.messages_received
+            self.expect(bounded or core.inbox._backlog is not None, f"{held} bytes in the inbox")
+        bounded = core.inbox.parts_size < self.options.receive_buffer_size + CHUNK
+        self.expect(bounded, f"{core.inbox.parts_size} bytes of a message in parts")
+        messages = core.inbox.messages_received
         if messages != self._heard_messages:
             self._heard_messages = messages
             self._last_message = self._fed_at  # when its bytes came, however long it was held back
             self._last_taken = now
-        elif inbox or core.paused or core.parts_size or (self._takes_parts and fed != before):
+        elif inbox or core.inbox.paused or core.inbox.parts_size or (self._takes_parts and fed != before):
             self._last_taken = now
         if isinstance(self.transport, TLSTransport):
-            self._heard = max(self._heard, core.last_received)  # a part of a record is a sign of life too
-        if core.paused:
+            self._heard = max(self._heard, core.inbox.last_received)  # a part of a record is a sign of life too
+        if core.inbox.paused:
             self._heard = now
         size = core.outbox.size
         if size > self.options.write_buffer_size:
@@ -490,7 +491,7 @@ class Endpoint:
             self._check_ending(now)
         if core.connection.close_received is None:
             self._committed = core.outbox.taken + size
-        self._was_paused = core.paused
+        self._was_paused = core.inbox.paused
         if self._last_word is not None:
             self.expect(core.outbox.taken + size == self._last_word, "something was sent after the peer's Close")
         elif core.connection.close_received is not None and info is not None:
@@ -530,7 +531,7 @@ class Endpoint:
         elif "ping_timeout" in text:
             assert options.ping_timeout is not None
             self.expect(now - self._fed_at >= options.ping_timeout, f"{info}: heard {now - self._fed_at} s ago")
-            self.expect(not self.core.paused, f"{info}, but it is we who do not read")
+            self.expect(not self.core.inbox.paused, f"{info}, but it is we who do not read")
             # A stream cannot look; TLS does not count what is no whole record.
             looked = isinstance(self.transport, SimTransport | SocketTransport)
             self.expect(
@@ -565,7 +566,7 @@ class Endpoint:
             gone = peer.transport.closed or peer.core._shut
             self.expect(self.clock.faults or gone, f"{info}: {cause!r}, but the network was good")
             unread = self.incoming.unread if isinstance(self.transport, SimTransport | SocketTransport) else 0
-            roomy = options.receive_buffer_size >= 65536 and not core.inbox and not self._was_paused
+            roomy = options.receive_buffer_size >= 65536 and not core.inbox.messages and not self._was_paused
             self.expect(not (roomy and unread), f"{info}: {unread} bytes had arrived before, and were not read")
         else:
             self.fail(f"{info}: {cause!r}")
@@ -578,11 +579,12 @@ class Endpoint:
         for call in self.calls:
             kind = call.kind
             if kind == "receive_stream" and call.phase != "message":
-                waits = call.phase == "chunk" and not core.stopped and not core.parts_size
+                waits = call.phase == "chunk" and not core.inbox.stopped and not core.inbox.parts_size
                 self.expect(waits or not call.phase, f"{kind} waits for a {call.phase}, but there is one")
             elif kind in RECEIVING:
                 self.expect(
-                    not (core.inbox or core.stopped), f"{kind} waits, but there is something to return or raise"
+                    not (core.inbox.messages or core.inbox.stopped),
+                    f"{kind} waits, but there is something to return or raise",
                 )
             elif kind in SENDING and (kind != "send_stream" or call.phase):
                 full = outbox.size >= options.write_buffer_size
@@ -606,8 +608,8 @@ class Endpoint:
         self.expect(len(pings) <= 1, f"{len(pings)} pings are owed an answer")
         self.expect(not pings or outbox.control_waits, "a ping is not answered")
         held = core.connection.error or core.connection.too_big
-        held = held or core.parts_size or self.clock.threads or self.streaming is not None
-        self.expect(core.inbox or not core.paused or held, "reading is paused, but the inbox is empty")
+        held = held or core.inbox.parts_size or self.clock.threads or self.streaming is not None
+        self.expect(core.inbox.messages or not core.inbox.paused or held, "reading is paused, but the inbox is empty")
         reason = self.clock.threads or self.waiting("send_stream")
         self.expect(not outbox.held or reason, "the outbox is held, but nobody sends in parts")
         if not outbox.size and not self.transport.unsent:
@@ -615,7 +617,7 @@ class Endpoint:
             self.expect(not self.returned_unsent, "a send has returned, but its message was not written")
         stats = ws.stats
         self.expect(stats.bytes_received == core.connection.decoder.fed, "stats.bytes_received is wrong")
-        taken = stats.messages_received - len(core.inbox) - core._discarded - stats.messages_dropped
+        taken = stats.messages_received - len(core.inbox.messages) - core.inbox.discarded - stats.messages_dropped
         least, most = self.received - self._is_last_left, self.received + (self.streaming is not None)
         self.expect(least <= taken <= most, f"a message is lost: {taken} were taken, {self.received} received")
         self._check_silence()
@@ -623,14 +625,14 @@ class Endpoint:
     def _check_reading(self) -> None:
         """Nothing happens any more, so nothing is left to do."""
         core, peer = self.core, self.peer
-        if not (core.paused or core._eof):
+        if not (core.inbox.paused or core._eof):
             self.expect(not self.incoming.arrived, f"{self.incoming.arrived} bytes are here, and nobody reads them")
             self.expect(not self.incoming.was_reset, "a reset is here, and nobody has noticed")
         if self.clock.is_instant:
-            self.expect(not core.closing or peer.core.paused, "it is closing, and nothing more happens")
+            self.expect(not core.closing or peer.core.inbox.paused, "it is closing, and nothing more happens")
             written = peer.wire.position + len(peer.wire._rest)
             self.expect(
-                core.paused or core.closing or self._fed == written, f"{self._fed} of {written} bytes were read"
+                core.inbox.paused or core.closing or self._fed == written, f"{self._fed} of {written} bytes were read"
             )
 
     def waits_for_room(self) -> bool:
@@ -672,11 +674,11 @@ class Endpoint:
         outbox = core.outbox
         self.expect(not self.calls, f"still waiting: {[call.kind for call in self.calls]}")
         self.expect(not (outbox._turns or outbox._drained), "a sender waits for ever")
-        self.expect(core.receiver is None and not core.closers, "a receiver or a closer was left")
+        self.expect(core.inbox.receiver is None and not core.closers, "a receiver or a closer was left")
         self.expect(not outbox.size and not outbox._buffers, "something was left in the outbox")
         held = outbox.held and not self.clock.threads
         self.expect(not held and core.sender is None, "a sender in parts was left")
-        self.expect(core.parts is None or not core.parts_size, "a message in parts was left")
+        self.expect(core.inbox.parts is None or not core.inbox.parts_size, "a message in parts was left")
         for number, opcode, payload in self._left:
             if number < len(self.peer.sent):
                 whole = self.peer.sent[number]
@@ -724,16 +726,16 @@ watched: dict[int, Endpoint] = {}
 
 
 def watch(function: Callable[..., None], *, ends_parts: bool = False) -> Callable[..., None]:
-    """Let a method of Core, by which messages come into the inbox, tell the end that it belongs to."""
+    """Let a method of Inbox, by which messages come into it, tell the end that it belongs to."""
 
-    def watching(core: Core, *args: Any) -> None:
-        end = watched.get(id(core))
+    def watching(inbox: anyio_ws.inbox.Inbox, *args: Any) -> None:
+        end = watched.get(id(inbox))
         if end is None:
-            function(core, *args)
+            function(inbox, *args)
             return
         end.before(ends_parts=ends_parts)
         try:
-            function(core, *args)
+            function(inbox, *args)
         finally:
             end.after()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import anyio_ws.inbox
 from anyio_ws.core import Core
 from anyio_ws.keepalive import Keepalive
 from anyio_ws.outbox import Outbox
@@ -66,7 +67,7 @@ def forgets_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forgets_what_is_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Core, "make_room", lambda self, size: None)
+    monkeypatch.setattr(anyio_ws.inbox.Inbox, "make_room", lambda self, size: None)
 
 
 def tears_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,8 +93,8 @@ def receives_although_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     receive = WebSocket.receive
 
     async def deaf(self: WebSocket) -> str | bytes:
-        inbox = self._core.inbox
-        return inbox.pop() if inbox and not self._core.paused else await receive(self)
+        inbox = self._core.inbox.messages
+        return inbox.pop() if inbox and not self._core.inbox.paused else await receive(self)
 
     monkeypatch.setattr(WebSocket, "receive", deaf)
 
@@ -148,7 +149,7 @@ def gives_the_rest_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def leaving(self: ReceiveStream, *args: Any) -> None:
         await leave(self, *args)
-        self._core.parts = None
+        self._core.inbox.parts = None
 
     monkeypatch.setattr(ReceiveStream, "__aexit__", leaving)
 
