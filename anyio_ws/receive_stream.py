@@ -268,11 +268,11 @@ class ReceiveStream:
         """The same of a message that is to be restored."""
         inbox, connection = self._core.inbox, self._core.connection
         before = restoring.size
-        if connection.rest is None:
+        if connection.last_part is None:
             restoring.feed(cast("bytes", connection.decoder.take()))
         else:
-            restoring.feed(connection.rest, fin=True)
-            connection.rest = None
+            restoring.feed(connection.last_part, fin=True)
+            connection.last_part = None
         inbox.parts_size += restoring.size - before
         if self._discarded is not None:
             self._discard()

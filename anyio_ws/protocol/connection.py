@@ -65,7 +65,7 @@ class Connection:
         inline_limit: bytes of a message from which on `transform` takes so long that it belongs into a worker thread.
         deferred: a message whose decoding does, to be finished by the caller, who sets this to None. Until the caller
             goes on, nothing is decoded.
-        rest: the end of the payload of a message that is restored in parts (see `in_parts`), by the same rules.
+        last_part: of the payload of a message that is restored in parts (see `in_parts`), by the same rules.
         news: something below has changed since the caller last set this to False.
         pings: payloads of the Pings that have no answer yet. "If an endpoint receives a Ping frame and has not yet sent
             Pong frame(s) in response to previous Ping frame(s), the endpoint MAY elect to send a Pong frame for only
@@ -93,12 +93,12 @@ class Connection:
         "extensions",
         "get_buffer",
         "inline_limit",
+        "last_part",
         "news",
         "pings",
         "pings_received",
         "pongs",
         "pongs_received",
-        "rest",
         "too_big",
     )
 
@@ -134,7 +134,7 @@ class Connection:
         self.extensions: tuple[Extension, ...] = tuple(extensions)
         self.inline_limit: int = min((extension.inline_limit for extension in extensions), default=sys.maxsize)
         self.deferred: Deferred | None = None
-        self.rest: bytes | None = None
+        self.last_part: bytes | None = None
         self._is_in_parts = False  # the message that has begun is restored in parts
         self._max_size = max_size
         self.news: bool = False
@@ -212,7 +212,7 @@ class Connection:
             return b""  # nobody receives it
         if self._is_in_parts:
             self._is_in_parts = False
-            self.rest = payload
+            self.last_part = payload
             return None
         left = [extension for extension in reversed(self.extensions) if begun & extension.rsv]
         while left:
@@ -233,7 +233,7 @@ class Connection:
     def in_parts(self) -> Restoring | None:
         """Restore the message that has begun in parts; None if no extension has transformed it.
 
-        The caller feeds what `decoder.take()` returns, and at last the `rest`.
+        The caller feeds what `decoder.take()` returns, and then the `last_part`.
         """
         begun = self.decoder.begun
         for extension in self.extensions:

@@ -124,19 +124,7 @@ class MessageDecoder:
         self._size = 0  # of what has come
 
     def decode(self, data: Buffer, max_length: int, *, fin: bool = False) -> tuple[bytes, bool]:
-        """Inflate more of the message.
-
-        Args:
-            data: what came, which must stay as it is until it has been inflated; ``b""`` to go on with it.
-            max_length: the most bytes to return, 1 or more.
-            fin: whether this is the last data of the message; once said it holds.
-
-        Returns:
-            The bytes, and whether there may be more of this data. If so, only ``b""`` may be given next.
-
-        Raises:
-            ProtocolError: it is not DEFLATE (1002).
-        """
+        """Inflate more of the message; see `PartDecoder.decode`."""
         parts, more = self.decode_parts(data, max_length, fin=fin)
         return b"".join(parts), more
 
