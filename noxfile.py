@@ -188,10 +188,11 @@ def autobahn(session: nox.Session) -> None:
     """Autobahn's test cases on our server and our client, with either codec.
 
     Of permessage-deflate one of each set, with the codec in C: `ANYIO_WS_AUTOBAHN_ALL=1 nox -s autobahn` runs all of
-    them. `ANYIO_WS_DEFLATE` names the library.
+    them, some minutes each. `ANYIO_WS_DEFLATE` names the library.
     """
     session.install("-e", ".[test,deflate]", *group("conformance"))
-    run_pytest(session, "tests/conformance")
+    # These tests have timeouts of their own, of up to half an hour.
+    run_pytest(session, "tests/conformance", "-o", "faulthandler_timeout=1800")
     session.env["ANYIO_WS_PURE"] = "1"
     run_pytest(session, "tests/conformance", "-k", "not deflate")
 
