@@ -166,13 +166,13 @@ def counts_no_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def loses_what_a_thread_inflates(monkeypatch: pytest.MonkeyPatch) -> None:
-    end = Core._end
+    end = anyio_ws.inbox.Inbox.end
 
-    def ending(self: Core, info: Any) -> None:
+    def ending(self: anyio_ws.inbox.Inbox) -> None:
         self._behind = None
-        end(self, info)
+        end(self)
 
-    monkeypatch.setattr(Core, "_end", ending)
+    monkeypatch.setattr(anyio_ws.inbox.Inbox, "end", ending)
 
 
 MUTANTS = [
