@@ -1,5 +1,7 @@
 """A client and a server of ours over a simulated network, on a virtual clock, with a model that knows the truth.
 
+In each run an end sends and receives messages, or it writes and reads bytes, with `as_byte_stream`, or one of each.
+
 Everything random comes from one seed, so a run that fails is repeated by its seed: `python -m simulation --help`.
 
     world.py      what happens: the plan, the actors and their calls, the end

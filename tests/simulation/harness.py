@@ -12,7 +12,7 @@ from unittest.mock import patch
 import anyio
 
 import anyio_ws.loops
-from anyio_ws import core, inbox, outbox, overflow, receive_stream, send_stream, websocket, workers
+from anyio_ws import byte_stream, core, inbox, outbox, overflow, receive_stream, send_stream, websocket, workers
 from anyio_ws.loops import asyncio_loop, base
 from anyio_ws.protocol import deflate_backends, inflating
 from anyio_ws.testing import virtual_clock
@@ -139,6 +139,7 @@ SIZES = {
     "ROUND": (overflow,),
     "DISCARD": (receive_stream,),
     "CHUNK": (receive_stream,),
+    "LARGEST": (byte_stream,),
     "INLINE_INPUT": (inflating,),
     "INLINE_OUTPUT": (inflating,),
 }

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
+from anyio.abc import ByteStream
 
 import anyio_ws.core
 import anyio_ws.inbox
@@ -38,8 +39,12 @@ UNWATCHED = 1 / 32
 CHUNK = 2**17
 """Bytes that one read brings, and more: what a message in parts may have beyond receive_buffer_size."""
 
-SENDING = ("send", "send_many", "flush", "send_stream")
-RECEIVING = ("receive", "receive_many", "iterate", "receive_stream")
+SENDING = ("send", "send_many", "flush", "send_stream", "write")
+RECEIVING = ("receive", "receive_many", "iterate", "receive_stream", "read")
+"""To read and to write is to receive and to send with a byte stream."""
+
+WRITING = ("write", "write nothing")
+"""Of these, there can be one at a time."""
 
 
 @dataclass(eq=False)
@@ -53,6 +58,7 @@ class Message:
         forbidden: why it must not be sent, if so.
         compress: what its sender says about that.
         in_parts: it is sent in parts, and its size is not known before.
+        is_piece: a byte stream sends it.
     """
 
     opcode: int
@@ -64,6 +70,7 @@ class Message:
     returned: float = math.inf
     compress: bool | None = None
     in_parts: bool = False
+    is_piece: bool = False
 
 
 @dataclass(eq=False)
@@ -121,6 +128,7 @@ class Endpoint:
 
     peer: "Endpoint"
     ws: WebSocket
+    stream: ByteStream
     incoming: Pipe
     outgoing: Pipe
 
@@ -146,6 +154,10 @@ class Endpoint:
         self._is_last_left = False
         self._refused: float = math.inf  # what had come of it was received, and then the end
         self.stream_limits: set[float] = set()
+        # What came by the byte stream.
+        self.rest = b""  # of the message that was taken last
+        self._text = -1  # the number of a text message that was taken
+        self._refusal: BaseException | None = None  # which a read has raised because of it
         # What is to come on the wire, and what came.
         self.unsent: dict[tuple[int, bytes], Message] = {}
         self.empty: Counter[int] = Counter()
@@ -170,6 +182,7 @@ class Endpoint:
     def begin(self, ws: WebSocket) -> None:
         self.is_open = True
         self.ws = ws
+        self.stream = ws.as_byte_stream()
         self.core = ws._core
         self.transport = ws._core.transport
         self._heard = self._moved = self._last_message = self._last_taken = self._fed_at = self.dice.now()
@@ -333,6 +346,48 @@ class Endpoint:
             self._streamed.discard(number)
             self._refused = min(self._refused, number)
 
+    # As bytes
+
+    def check_read(self, data: bytes, max_bytes: int) -> None:
+        """A read has returned this."""
+        self.expect(not self._take(), "a text message was taken as bytes")
+        expected, self.rest = self.rest[:max_bytes], self.rest[max_bytes:]
+        self.expect(data and data == expected, f"read {data[:20]!r} ({len(data)}), expected {expected[:20]!r}")
+        self._check_rest()
+
+    def check_read_raised(self, exc: BaseException) -> None:
+        """A read was cancelled, or has raised an error."""
+        is_text = self._take()
+        self._check_rest()
+        if is_text:
+            self._refusal = exc
+            refused = isinstance(exc, ConnectionClosedError) and getattr(exc.__cause__, "close_code", None) == 1003
+            self.expect(refused, f"read raised {exc!r}, but a text message came")
+            info = self.ws.close_info
+            if info is not None and info.cause is exc.__cause__:
+                self._refused = min(self._refused, self._text + 1)  # those behind it were discarded
+
+    def _take(self) -> bool:
+        """What has left the inbox is in the byte stream's hands. Returns whether that was text, which it refuses."""
+        self.file()
+        is_text = False
+        while self.inbox.taken:
+            number = self.inbox.taken.popleft()
+            opcode, payload, *_ = self.peer.sent[number]
+            self.received += 1
+            self._is_last_left = False
+            self.expect(not self.rest, f"message {number} was taken, {len(self.rest)} bytes were left of the last")
+            self.expect(not (payload and self.has_closed), "read after aclose() had discarded the inbox")
+            if opcode == 1:
+                is_text, self._text = True, number
+            else:
+                self.rest = payload
+        return is_text
+
+    def _check_rest(self) -> None:
+        kept = self.stream._rest
+        self.expect(kept == self.rest, f"the byte stream keeps {bytes(kept)[:20]!r}, expected {self.rest[:20]!r}")
+
     # What the core does, see `watch`
 
     def before(self, *, ends_parts: bool) -> None:
@@ -393,10 +448,16 @@ class Endpoint:
     def check_raised(self, exc: Exception, kind: str) -> None:
         """A call has raised."""
         if not isinstance(exc, ConnectionClosed):
-            if not (isinstance(exc, anyio.BusyResourceError) and kind in RECEIVING and self.waiting(*RECEIVING) > 1):
+            rivals = RECEIVING if kind in RECEIVING else WRITING
+            if not (isinstance(exc, anyio.BusyResourceError) and kind in rivals and self.waiting(*rivals) > 1):
                 self.fail(f"{kind} raised {exc!r}")
             return
         info = self.ws.close_info
+        self.expect(kind != "read" or not self.rest, f"read raised {exc!r}, {len(self.rest)} bytes were left")
+        if info and exc is self._refusal and exc.__cause__ is not info.cause:
+            # The text message came before the end, and was read after it.
+            self.expect(exc.close_info is info, f"read raised {exc.close_info}, the connection ended with {info}")
+            return
         if info and kind == "stream.receive" and "max_size" in str(exc.__cause__) and exc.__cause__ is not info.cause:
             # The message is over the stream's own limit, and by then the connection had ended for another reason.
             self.expect(isinstance(exc, ConnectionClosedError) and self.stream_limits, f"{kind} raised {exc!r}")
@@ -554,6 +615,8 @@ class Endpoint:
             limit = min(options.max_size or math.inf, *self.stream_limits, math.inf)
             big = any(len(payload) > limit for _, payload, *_ in peer.sent) or not peer.wire.is_whole
             self.expect(big, f"{info}, but nothing so large was sent")
+        elif "as_byte_stream" in text:
+            self.expect(info.code in (1003, *(code for code, _ in self.close_calls)), f"{info}: {text}")
         elif "whose receiver had left" in text:
             self.expect(self._left, f"{info}, but nobody had left")
             self.expect(info.code == 1009, f"{info}: {text}")
@@ -582,10 +645,8 @@ class Endpoint:
                 waits = call.phase == "chunk" and not core.inbox.stopped and not core.inbox.parts_size
                 self.expect(waits or not call.phase, f"{kind} waits for a {call.phase}, but there is one")
             elif kind in RECEIVING:
-                self.expect(
-                    not (core.inbox.messages or core.inbox.stopped),
-                    f"{kind} waits, but there is something to return or raise",
-                )
+                something = core.inbox.messages or core.inbox.stopped or (kind == "read" and self.rest)
+                self.expect(not something, f"{kind} waits, but there is something to return or raise")
             elif kind in SENDING and (kind != "send_stream" or call.phase):
                 full = outbox.size >= options.write_buffer_size
                 held = outbox.held and (call.phase != "room" or self.clock.threads)
@@ -615,6 +676,9 @@ class Endpoint:
         if not outbox.size and not self.transport.unsent:
             self.expect(ws.stats.frames_sent == self.wire.frames, "stats.frames_sent is wrong")
             self.expect(not self.returned_unsent, "a send has returned, but its message was not written")
+        if self.waiting("read"):
+            self.expect(not self._take(), "read waits, but has taken a text message")
+            self._check_rest()
         stats = ws.stats
         self.expect(stats.bytes_received == core.connection.decoder.fed, "stats.bytes_received is wrong")
         taken = stats.messages_received - len(core.inbox.messages) - core.inbox.discarded - stats.messages_dropped
@@ -672,6 +736,8 @@ class Endpoint:
             self.fail("did not end")
             return
         outbox = core.outbox
+        refused = "as_byte_stream" in str(info.cause)
+        self.expect(not refused or self._refusal is not None, f"{info}, but no text message was read")
         self.expect(not self.calls, f"still waiting: {[call.kind for call in self.calls]}")
         self.expect(not (outbox._turns or outbox._drained), "a sender waits for ever")
         self.expect(core.inbox.receiver is None and not core.closers, "a receiver or a closer was left")
@@ -691,6 +757,7 @@ class Endpoint:
         self.expect(not live, f"timers were left: {live}")
         self._check_agreement(info)
         self._check_order()
+        self._check_batches()
 
     def _check_agreement(self, info: CloseInfo) -> None:
         other = self.peer.ws.close_info
@@ -714,11 +781,20 @@ class Endpoint:
             self.expect(message.called < returned, f"{text} whose send had returned before")
             self.expect(message.epoch <= epoch, f"{text} whose send had waited already")
             batch, place = message.batch
-            self.expect(place < places.get(batch, 1 << 30), f"{text} that stands before it in the same send_many")
+            self.expect(place < places.get(batch, 1 << 30), f"{text} that stands before it in the same call")
             places[batch] = place
             returned = min(returned, message.returned)
             if not place:
                 epoch = min(epoch, message.epoch)
+
+    def _check_batches(self) -> None:
+        """Of what one call was to send, the first so many were sent, and two that write do not mix."""
+        last = dict(message.batch for *_, message in self.sent if message is not None)
+        for message in self.unsent.values():
+            batch, place = message.batch
+            self.expect(place > last.get(batch, -1), f"{message.payload[:8]!r} is missing before what was sent with it")
+        pieces = [message.batch for *_, message in self.sent if message is not None and message.is_piece]
+        self.expect(pieces == sorted(pieces), "what two calls have written is mixed")
 
 
 watched: dict[int, Endpoint] = {}

@@ -3,11 +3,14 @@
 import os
 import time
 import zlib
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
+import anyio_ws.byte_stream
 import anyio_ws.inbox
+from anyio_ws.byte_stream import MessageByteStream
 from anyio_ws.core import Core
 from anyio_ws.keepalive import Keepalive
 from anyio_ws.outbox import Outbox
@@ -175,6 +178,32 @@ def loses_what_a_thread_inflates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(anyio_ws.inbox.Inbox, "end", ending)
 
 
+def drops_the_rest_when_it_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    receive = MessageByteStream.receive
+
+    async def receiving(self: MessageByteStream, max_bytes: int) -> bytes:
+        try:
+            return await receive(self, max_bytes)
+        except BaseException:
+            self._rest = memoryview(b"")
+            raise
+
+    monkeypatch.setattr(MessageByteStream, "receive", receiving)
+
+
+def reads_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WebSocket, "_receive_binary", WebSocket.receive_bytes)
+
+
+def sends_pieces_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = range
+    monkeypatch.setattr(anyio_ws.byte_stream, "range", lambda *args: reversed(pieces(*args)), raising=False)
+
+
+def lets_two_write_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(anyio_ws.byte_stream, "ResourceGuard", nullcontext)
+
+
 MUTANTS = [
     forgets_turns,
     forgets_what_is_held_back,
@@ -193,6 +222,10 @@ MUTANTS = [
     drops_at_the_wrong_end,
     counts_no_overhead,
     loses_what_a_thread_inflates,
+    drops_the_rest_when_it_is_cancelled,
+    reads_text,
+    sends_pieces_backwards,
+    lets_two_write_at_once,
 ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 from anyio.lowlevel import checkpoint
 
-from anyio_ws import ConnectionClosed, Deflate, WebSocket, accept, connect
+from anyio_ws import ConnectionClosed, Deflate, WebSocket, accept, byte_stream, connect
 from anyio_ws.loops import Loop, open_loop
 from anyio_ws.options import Options
 from anyio_ws.protocol import Request, Response
@@ -23,7 +23,7 @@ from support.tools import jump
 
 from .dice import TICK, Dice, Plan
 from .link import SimTransport, make_link
-from .oracle import RECEIVING, Call, Clock, Endpoint, Message
+from .oracle import RECEIVING, SENDING, Call, Clock, Endpoint, Message
 from .sockets import socket_transport
 from .streams import SimStream
 from .tls import tls_transport
@@ -31,9 +31,9 @@ from .tls import tls_transport
 SCALES = (
     {},
     {"JOIN_SIZE": 300, "FRAME_PARTS": 500, "FRAGMENT": 700, "UNFRAGMENTED": 2000, "ROUND": 500, "DISCARD": 10000}
-    | {"INLINE": 800, "INLINE_INPUT": 400, "INLINE_OUTPUT": 2000, "CHUNK": 500},
+    | {"INLINE": 800, "INLINE_INPUT": 400, "INLINE_OUTPUT": 2000, "CHUNK": 500, "LARGEST": 900},
     {"JOIN_SIZE": 20, "FRAME_PARTS": 20, "FRAGMENT": 20, "UNFRAGMENTED": 20, "ROUND": 20, "DISCARD": 300}
-    | {"INLINE": 100, "INLINE_INPUT": 50, "INLINE_OUTPUT": 100, "CHUNK": 50},
+    | {"INLINE": 100, "INLINE_INPUT": 50, "INLINE_OUTPUT": 100, "CHUNK": 50, "LARGEST": 100},
 )
 """Sizes of the library's, for messages small enough to be many. They decide when it does what, not what is promised."""
 
@@ -62,6 +62,11 @@ ROLES = {
     "echo": {"send": 6, "receive": 6, "send_stream": 1, "receive_stream": 2, "sleep": 1, "flush": 1},
     "chaos": {"strike": 6, "ping": 3, "sleep": 4, "block": 1, "wait_closed": 1, "flush": 1, "send": 2, "receive": 2},
 }
+
+READS = dict.fromkeys(RECEIVING, "read")
+WRITES = {"send": "write"}
+AS_BYTES: tuple[dict[str, str], ...] = ({}, {}, {}, READS, WRITES, READS | WRITES)
+"""What an end does with its byte stream in a whole run, instead of with messages."""
 
 
 class LeftEarly(Exception):
@@ -98,6 +103,8 @@ class World:
         self.client.peer, self.server.peer = self.server, self.client
         self.ends = (self.client, self.server)
         self.clock.is_instant = self.is_calm and not self._plan.delay
+        self._as_bytes = {end: random.choice(AS_BYTES) for end in self.ends}
+        self._texts = {end: self._share_of_texts(end) for end in self.ends}
         self.up, self.down = make_link(self.dice, self.client.tap, self.server.tap)
         self.dice.strike = self._strike_at
         self.dice.ends_in_order = lambda pipe: (self.client if pipe == "up" else self.server).check_half_close()
@@ -126,6 +133,13 @@ class World:
         plan.strike = random.choice((0, 0.02, 0.2))
         plan.block = random.choice((0, 0, 0.02, 0.1))
         return plan
+
+    def _share_of_texts(self, end: Endpoint) -> float:
+        """How many of its messages are text: most of those who read bytes get none, as the first ends it all."""
+        return self.dice.random.choice((0, 0, 0.1)) if self._reads_bytes(end.peer) else 0.5
+
+    def _reads_bytes(self, end: Endpoint) -> bool:
+        return "receive" in self._as_bytes[end]
 
     def _make_options(self) -> Options:
         choice = self.dice.random.choice
@@ -397,7 +411,7 @@ class World:
             kind = random.choices(kinds, weights)[0]
             if random.random() < self.closing / 4:
                 kind = random.choice(("aclose", "aclose", "aclose", "abort"))
-            await self._do(end, kind)
+            await self._do(end, self._as_bytes[end].get(kind, kind))
             if random.random() < 0.1:
                 await checkpoint()
 
@@ -450,8 +464,9 @@ class World:
             self.dice.log(end.name, "ended", kind, describe(outcome))
             call.cancel = None
             end.end_call(call)
-        if before is not None and kind in ("send", "send_many", "send_stream", "flush", "ping"):
-            end.expect(outcome is CANCELLED or isinstance(outcome, ConnectionClosed), f"{kind} worked after the end")
+        if before is not None and kind in (*SENDING, "ping"):
+            failed = isinstance(outcome, ConnectionClosed | anyio.BusyResourceError)
+            end.expect(outcome is CANCELLED or failed, f"{kind} worked after the end")
         return outcome
 
     async def _call_natively(
@@ -506,22 +521,19 @@ class World:
         self._serial += 1
         size = random.choice(SIZES)
         size = min(size, self.largest)
-        opcode = random.choice((1, 2))
+        opcode = 1 if random.random() < self._texts[end] else 2
         if random.random() < 0.03:
             end.empty[opcode] += 1
             return None, "" if opcode == 1 else b"", None
-        tag = f"{self._serial:x}."
         text: bool | None = None
         item: Any
         if opcode == 1:
-            item = tag + (POOL_TEXT[:size] if random.random() < 0.5 and size < LARGEST else "x" * size)
+            item = f"{self._serial:x}." + (POOL_TEXT[:size] if random.random() < 0.5 and size < LARGEST else "x" * size)
             payload = item.encode()
             if random.random() < 0.2:
                 item, text = payload, True
         else:
-            start = random.randrange(256)
-            pool = POOL_BYTES if random.random() < 0.6 else POOL_NOISE
-            item = payload = tag.encode() + pool[start : start + size]
+            item = payload = self._binary(size)
             form = random.random()
             if form < 0.2:
                 item = bytearray(payload)
@@ -532,6 +544,11 @@ class World:
         message = Message(opcode, payload, self.clock.moment, self.clock.epoch, batch)
         end.unsent[opcode, payload] = message
         return message, item, text
+
+    def _binary(self, size: int) -> bytes:
+        start = self.dice.random.randrange(256)
+        pool = POOL_BYTES if self.dice.random.random() < 0.6 else POOL_NOISE
+        return f"{self._serial:x}.".encode() + pool[start : start + size]
 
     def _settle(self, end: Endpoint, message: Message | None, item: Any, outcome: Any) -> None:
         """A send has ended: the caller may change what it gave."""
@@ -557,6 +574,32 @@ class World:
 
         outcome = await self._call(end, "send", send)
         self._settle(end, message, item, outcome)
+
+    async def _write(self, end: Endpoint) -> None:
+        pieces = self._pieces(end)
+        item: Any = b"".join(piece.payload for piece in pieces)
+        if self.dice.random.random() < 0.3:
+            item = memoryview(bytearray(item))
+        outcome = await self._call(end, "write" if item else "write nothing", end.stream.send, item)
+        for piece in pieces:
+            if isinstance(outcome, anyio.BusyResourceError):
+                piece.forbidden = "another task was writing"
+            self._settle(end, piece, item, outcome)
+
+    def _pieces(self, end: Endpoint) -> list[Message]:
+        """Make the messages that a byte stream is to make of one item, perhaps none."""
+        left = min(self.dice.random.choice((0, *SIZES)), self.largest)
+        batch, pieces = self._serial + 1, list[Message]()
+        while left > 0:
+            self._serial += 1
+            payload = self._binary(left)[: byte_stream.LARGEST]
+            left -= byte_stream.LARGEST
+            piece = Message(2, payload, self.clock.moment, self.clock.epoch, (batch, len(pieces)), is_piece=True)
+            if end.ws.close_info is not None:
+                piece.forbidden = "the connection had ended"
+            end.unsent[2, payload] = piece
+            pieces.append(piece)
+        return pieces
 
     async def _send_many(self, end: Endpoint) -> None:
         batch = self._serial + 1
@@ -624,6 +667,9 @@ class World:
             end.check_item(await end.ws.receive())
 
         return await self._call(end, "receive", receive)
+
+    async def _read(self, end: Endpoint) -> Any:
+        return await self._call(end, "read", read, end, self.dice.random.choice((1, 7, 100, 1000, 65536)))
 
     async def _receive_many(self, end: Endpoint) -> None:
         async def receive_many() -> None:
@@ -708,10 +754,16 @@ class World:
     async def _aclose(self, end: Endpoint) -> None:
         self._serial += 1
         code, reason = self.dice.random.choice((1000, 1001, 1011, 3000, 4999)), f"sim {self._serial}"
+        by_stream = bool(self._as_bytes[end]) and self.dice.random.random() < 0.3
+        if by_stream:
+            code, reason = 1000, ""
         end.close_calls.append((code, reason))
         end.note_closing()
         began, jumped, epoch = self.dice.now(), self.clock.jumped, self.clock.epoch
-        outcome = await self._call(end, "aclose", end.ws.aclose, code, reason)
+        if by_stream:
+            outcome = await self._call(end, "aclose", close_stream, end)
+        else:
+            outcome = await self._call(end, "aclose", end.ws.aclose, code, reason)
         took = self.dice.now() - began - (self.clock.jumped - jumped)
         assert end.options.close_timeout is not None
         end.expect(took <= 2 * end.options.close_timeout, f"aclose took {took} s")
@@ -751,8 +803,9 @@ class World:
         if own.ping_interval is not None and own.ping_timeout is not None:
             bound += own.ping_interval + 2 * own.ping_timeout
             must = True
+        receive = self._read if self._reads_bytes(end) else self._receive
         with anyio.move_on_after(bound) as scope:
-            while not isinstance(await self._receive(end), ConnectionClosed) and not self.clock.broken:
+            while not isinstance(await receive(end), ConnectionClosed) and not self.clock.broken:
                 if end.waiting(*RECEIVING):
                     await anyio.sleep(TICK * 64)
         if scope.cancelled_caught:
@@ -767,6 +820,7 @@ class World:
         calls: list[tuple[str, Callable[..., Awaitable[Any]], tuple[Any, ...]]] = [
             ("send", ws.send, ("late",)),
             ("send_many", ws.send_many, (["late"],)),
+            ("write", end.stream.send, (b"late",)),
             ("flush", ws.flush, ()),
             ("ping", ws.ping, ()),
             ("send_stream", ws.send_stream().__aenter__, ()),
@@ -777,11 +831,7 @@ class World:
                 end.fail(f"{kind} worked after the end")
             except Exception as exc:
                 end.check_raised(exc, kind)
-        try:
-            while True:
-                end.check_item(await ws.receive())
-        except Exception as exc:
-            end.check_raised(exc, "receive")
+        await self._receive_the_rest(end)
         try:
             await ws.receive_stream().__aenter__()
             end.fail("receive_stream worked after the end")
@@ -789,6 +839,33 @@ class World:
             end.check_raised(exc, "receive_stream")
         await ws.aclose()
         end.expect(await ws.wait_closed() is ws.close_info, "wait_closed says something else")
+
+    async def _receive_the_rest(self, end: Endpoint) -> None:
+        """Receive until the end. What came behind a text message that is refused after it, can be read as well."""
+        is_over = False
+        while not is_over:
+            try:
+                if self._reads_bytes(end):
+                    await read(end, 1000)
+                else:
+                    end.check_item(await end.ws.receive())
+            except Exception as exc:
+                end.check_raised(exc, "read" if self._reads_bytes(end) else "receive")
+                is_over = exc.__cause__ is end.ws.close_info.cause
+
+
+async def read(end: Endpoint, max_bytes: int) -> None:
+    try:
+        data = await end.stream.receive(max_bytes)
+    except BaseException as exc:
+        end.check_read_raised(exc)
+        raise
+    end.check_read(data, max_bytes)
+
+
+async def close_stream(end: Endpoint) -> None:
+    await end.stream.aclose()
+    end.rest = b""
 
 
 def asyncio_task() -> "asyncio.Task[Any] | None":
