@@ -184,6 +184,8 @@ class ReceiveStream:
         inbox, outbox = self._core.inbox, self._core.outbox
         while not self._chunks and not self._restore():
             self._check()
+            if self._restoring is not None and self._restoring.is_ready:
+                continue  # there was room to read on, and what that has brought came before we wait
             if self._finished:
                 raise EndOfStream
             if inbox.stopped:

@@ -17,6 +17,7 @@ from anyio_ws.protocol.extensions import Extension
 from anyio_ws.protocol.restoring import Deferred
 from anyio_ws.receive_stream import CHUNK, DISCARD
 from anyio_ws.testing import RawPeer, connected_pair, raw_peer
+from anyio_ws.transports.memory import MemoryTransport
 from support.peers import attack, both_attackers, growth
 from support.streams import join, noise, received_in_parts
 from support.tools import Call, settle
@@ -501,6 +502,28 @@ async def test_what_restores_nothing_by_itself_does_not_stop_reading() -> None:
             await settle()
             await peer.send_frame(CONT, payload[1:])
             await settle()
+            assert join(await call.wait()) == b"message"
+
+
+async def test_what_comes_at_once_when_reading_goes_on_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resume(self: MemoryTransport) -> None:
+        resume_later(self)
+        self._deliver()  # as TLSTransport does with what is decrypted already
+
+    async with attack("client", extension="permessage-deflate", compression=Deflate(), receive_buffer_size=1) as (
+        peer,
+        ws,
+    ):
+        resume_later = MemoryTransport.resume
+        monkeypatch.setattr(MemoryTransport, "resume", resume)
+        async with anyio.create_task_group() as group:
+            call = Call(group, received_in_parts, ws)
+            payload = Peer().compressed(b"message")
+            await peer.send_frame(BINARY | RSV1, payload[:1], fin=False)
+            await settle()
+            for byte in payload[1:]:
+                await peer.send_frame(CONT, bytes([byte]), fin=False)
+            await peer.send_frame(CONT, b"")
             assert join(await call.wait()) == b"message"
 
 

@@ -81,6 +81,11 @@ class Restoring:
     def size(self) -> int:
         return len(self._received) + self._given
 
+    @property
+    def is_ready(self) -> bool:
+        """Something has come that `take` has not seen yet, if only the end."""
+        return not self.done and (self._more or bool(self._received) or self.fin)
+
     def feed(self, data: Buffer, *, fin: bool = False) -> None:
         """Take what came of the message, with fin its end."""
         self._received += data
@@ -92,7 +97,7 @@ class Restoring:
         Raises:
             ProtocolError: the payload is not what the extension makes (1002), or text that is not UTF-8 (1007).
         """
-        while not self.done and (self._more or self._received or self.fin):
+        while self.is_ready:
             data = b""
             if not self._more:
                 data = bytes(self._received)
