@@ -458,9 +458,10 @@ class Endpoint:
             # The text message came before the end, and was read after it.
             self.expect(exc.close_info is info, f"read raised {exc.close_info}, the connection ended with {info}")
             return
-        if info and kind == "stream.receive" and "max_size" in str(exc.__cause__) and exc.__cause__ is not info.cause:
-            # The message is over the stream's own limit, and by then the connection had ended for another reason.
-            self.expect(isinstance(exc, ConnectionClosedError) and self.stream_limits, f"{kind} raised {exc!r}")
+        is_over = any(f"max_size={limit:,}" in str(exc.__cause__) for limit in self.stream_limits)
+        if info and kind == "stream.receive" and is_over and (exc.__cause__ is not info.cause or self.has_closed):
+            # The message is over the stream's own limit, and by then the connection was closing for another reason.
+            self.expect(isinstance(exc, ConnectionClosedError), f"{kind} raised {exc!r}")
             return
         if info is None:
             info = exc.close_info
