@@ -78,7 +78,7 @@ class MessageByteStream(ByteStream):
             raise TypeError(f"a byte stream sends bytes-like, not {type(item).__name__}") from None
         with self._sending:
             if not view:
-                await self._checkpoint()
+                await self._ws.flush()  # which raises if nothing can be sent
             elif len(view) <= LARGEST:
                 await self._ws.send(item)
             else:

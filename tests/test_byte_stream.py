@@ -47,6 +47,9 @@ async def test_nothing_is_sent_for_no_bytes():
         await stream.send(b"something")
         assert await server.receive() == b"something"
         assert client.stats.messages_sent == 1
+        await client.aclose()
+        with pytest.raises(ConnectionClosedOK):
+            await stream.send(b"")
 
 
 async def test_more_than_a_mib_is_sent_in_messages_that_a_peer_accepts_by_default():

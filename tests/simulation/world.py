@@ -464,7 +464,7 @@ class World:
             self.dice.log(end.name, "ended", kind, describe(outcome))
             call.cancel = None
             end.end_call(call)
-        if before is not None and kind in (*SENDING, "ping"):
+        if before is not None and kind in (*SENDING, "write nothing", "ping"):
             failed = isinstance(outcome, ConnectionClosed | anyio.BusyResourceError)
             end.expect(outcome is CANCELLED or failed, f"{kind} worked after the end")
         return outcome
