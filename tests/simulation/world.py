@@ -50,9 +50,12 @@ LONGEST = 1000.0
 
 CANCELLED: Any = object()
 
-SIZES = (1, 5, 80, 120, 121, 122, 123, 124, 125, 126, 130, 300, 1000, 4000, 16383, 16384, 16400, 65530, 65536, 70000)
 LARGEST = 1_200_000
 """Bytes of a message that leaves in fragments, whatever the scale."""
+SIZES = (
+    *(1, 5, 80, 120, 121, 122, 123, 124, 125, 126, 130, 300, 1000, 4000, 16383, 16384, 16400, 65530, 65536, 70000),
+    LARGEST,
+)
 
 OVERFLOWS = ("backpressure", "backpressure", "backpressure", "drop_oldest", "drop_newest", "latest", "close")
 
@@ -102,6 +105,7 @@ class World:
         self.server = Endpoint("server", self.dice, self.clock, options[1], handshake=handshake)
         self.client.peer, self.server.peer = self.server, self.client
         self.ends = (self.client, self.server)
+        self.client.largest = self.server.largest = self.largest
         self.clock.is_instant = self.is_calm and not self._plan.delay
         self._as_bytes = {end: random.choice(AS_BYTES) for end in self.ends}
         self._texts = {end: self._share_of_texts(end) for end in self.ends}
