@@ -4,14 +4,25 @@ The loop itself watches the sockets (`add_reader`, `add_writer`), so there are n
 """
 
 import asyncio
+import importlib
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import ContextVar
+from functools import partial
 from time import monotonic, perf_counter
 from typing import Any
 
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from .base import BUDGET_CALLS, Budget, Loop, Readiness, Spawn, Waiter
+
+# anyio asks sniffio, where it is installed, which library runs. anyio.run() has told it. In a program that asyncio runs
+# itself it asks for the current task, and in a callback of the loop there is none.
+_library: ContextVar[str | None]
+try:
+    _library = importlib.import_module("sniffio").current_async_library_cvar
+except ImportError:
+    _library = ContextVar("nobody asks")
 
 
 class AsyncioLoop(Loop):
@@ -26,7 +37,7 @@ class AsyncioLoop(Loop):
         )
         super().__init__(
             budget,
-            spawn,
+            partial(_spawn, spawn),
             time=monotonic if is_monotonic else native.time,
             current_task=asyncio.current_task,
             checkpoint=checkpoint,
@@ -69,6 +80,15 @@ class AsyncioLoop(Loop):
         following = self._run_timers()
         if following is not None:
             self._arm_timer(following)
+
+
+def _spawn(spawn: Spawn, function: Callable[..., Awaitable[object]], *args: Any) -> None:
+    """Start a background task, also from a callback of the loop."""
+    token = _library.set("asyncio")
+    try:
+        spawn(function, *args)
+    finally:
+        _library.reset(token)
 
 
 class AsyncioWaiter(Waiter):

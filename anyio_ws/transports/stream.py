@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
-from anyio import CancelScope, EndOfStream, create_task_group, current_time, move_on_after
+from anyio import CancelScope, EndOfStream, create_task_group, move_on_after
 from anyio.abc import ByteStream, ObjectStream
 
 from anyio_ws.loops import Loop, uninterruptible
@@ -113,7 +113,7 @@ class StreamTransport(Transport):
             self.closed = True
             self._reading.cancel()
             self._scope.shield = True
-            self._scope.deadline = current_time() + CLOSE_SECONDS
+            self._scope.deadline = self._loop.time() + CLOSE_SECONDS
             self._writer.wake()
             self.waiter.wake()
             if not self._started:
