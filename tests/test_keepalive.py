@@ -474,6 +474,18 @@ async def test_after_the_loop_was_blocked_an_idle_peer_gets_as_much_time_again()
         assert await ws.receive() == "on its way"
 
 
+async def test_an_idle_timeout_that_comes_late_gives_the_peer_another_second():
+    async with raw_peer(idle_timeout=5, ping_interval=None) as (peer, ws):
+        await anyio.sleep(4.5)
+        jump(2)  # the event loop was blocked
+        await anyio.sleep(0.5)
+        assert ws.close_info is None
+        await peer.send_frame(TEXT, b"here")
+        assert await ws.receive() == "here"
+        await anyio.sleep(4.5)
+        assert ws.close_info is None
+
+
 async def test_an_idle_timeout_during_our_close_does_nothing():
     async with raw_peer(idle_timeout=5, close_timeout=10) as (_peer, ws):
         await ws.aclose(4000)
