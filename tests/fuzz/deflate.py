@@ -43,7 +43,8 @@ def run(data: bytes) -> None:
         and received == as_received(whole, opcode, payloads, max_size)
         and is_plain(whole, inflate_plainly(payloads, max_size, bits, single))
     )
-    assert agree or refers_beyond_window(payloads, bits, single)
+    # Nothing is beyond the largest window.
+    assert agree or (bits < 15 and refers_beyond_window(payloads, bits, single))
 
 
 def alike(whole: list[Outcome], in_parts: list[Outcome]) -> bool:
